@@ -1,0 +1,1 @@
+"""Denoisers, one architecture a file."""

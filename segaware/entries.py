@@ -1,0 +1,133 @@
+"""A trained model on disk: a folder with ``config.json`` and ``model.safetensors``.
+
+``config.json`` holds at least ``architecture`` (a name of :mod:`segaware.registry`) and
+``arguments`` (of its constructor); everything else (recipe, measured figures, training data and
+its terms) is there for people. Shipped entries live in ``segaware/weights/NAME/``.
+Weights may be stored as float16; they are loaded as float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from segaware.errors import WeightsError, closest
+from segaware.registry import build
+
+__all__ = ["load_entry", "read_config", "shipped_folder", "shipped_names", "write_entry"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SHIPPED = Path(__file__).parent / "weights"
+
+
+def shipped_names() -> list[str]:
+    """Names of the models that come with the package, sorted."""
+    return sorted(p.parent.name for p in _SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of a shipped model; WeightsError with the nearest names if there is none."""
+    if name not in shipped_names():
+        raise WeightsError(f"unknown model {name!r}; {closest(name, shipped_names())}")
+    return _SHIPPED / name
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parsed ``config.json`` of an entry.
+
+    Raises:
+        WeightsError: no such file, not JSON, or without architecture and arguments.
+    """
+    file = Path(folder) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{folder}: no readable {CONFIG} ({error.strerror}); a model folder holds {CONFIG} and {WEIGHTS}") from error
+    except ValueError as error:
+        raise WeightsError(f"{file}: not valid JSON ({error}); fetch or save the model again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str) or not isinstance(config.get("arguments"), dict):
+        raise WeightsError(f'{file}: needs "architecture" (a name) and "arguments" (an object); save the model again')
+    return config
+
+
+def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
+    """Build the network of an entry and fill it, strictly: every key, every shape, float32, eval mode.
+
+    ``model.info.training_noise`` is set from the config where the model has ``info``.
+
+    Raises:
+        WeightsError: a missing or damaged file, or tensors that are not this network's.
+        ModelError: an unknown architecture or arguments it does not take.
+    """
+    config = read_config(folder)
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise WeightsError(f"{folder}: no {WEIGHTS}; a model folder holds {CONFIG} and {WEIGHTS}")
+    model = build(config["architecture"], config["arguments"])
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            _compare(expected, found, f"{file} for {config['architecture']}")
+            state = {key: tensors.get_tensor(key) for key in found}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: damaged or not a safetensors file ({error}); fetch or save the model again") from error
+    # batch normalisation's counter of batches means nothing after training and may be left out
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    model.load_state_dict(state, strict=False)
+    if hasattr(model, "info") and config.get("training_noise"):
+        import dataclasses
+
+        model.info = dataclasses.replace(model.info, training_noise=config["training_noise"])
+    return model.eval()
+
+
+def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], what: str) -> None:
+    missing = sorted(k for k in expected.keys() - found.keys() if not k.endswith("num_batches_tracked"))
+    extra = sorted(found.keys() - expected.keys())
+    shapes = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
+    if missing or extra or shapes:
+        parts = [
+            f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for label, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
+            if keys
+        ]
+        raise WeightsError(f"{what}: {'; '.join(parts)}. The file belongs to another network or other arguments: check its {CONFIG}")
+
+
+def write_entry(
+    folder: str | os.PathLike[str], model: nn.Module, config: dict[str, Any] | None = None, *, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Save a network with ``config`` (its own name and arguments are filled in) as an entry.
+
+    Each file is written beside its place and renamed, so that a crash leaves the old one.
+
+    Raises:
+        WeightsError: a model without ``config`` (constructor arguments), or a folder that cannot be written.
+    """
+    arguments = getattr(model, "config", None)
+    if not isinstance(arguments, dict):
+        raise WeightsError(f"{type(model).__name__} has no 'config' dictionary of constructor arguments; save its state_dict yourself")
+    record = {"architecture": type(model).__name__, "arguments": arguments, **(config or {})}
+    state = {
+        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in ((WEIGHTS, save(state)), (CONFIG, (json.dumps(record, indent=2) + "\n").encode())):
+            partial = folder / f".{name}.partial"
+            partial.write_bytes(data)
+            os.replace(partial, folder / name)
+    except OSError as error:
+        raise WeightsError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder

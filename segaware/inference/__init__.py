@@ -1,0 +1,1 @@
+"""Denoise images of any size: tiles, precision, memory."""

@@ -1,0 +1,1 @@
+"""Awareness losses: a pure function and a thin module a file."""

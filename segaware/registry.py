@@ -1,0 +1,45 @@
+"""Architectures by name: a dictionary that one can read. Targets are strings, imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from segaware.errors import InputError, ModelError, closest
+
+__all__ = ["ARCHITECTURES", "build", "register"]
+
+ARCHITECTURES: dict[str, str] = {
+    "DnCNN": "segaware.denoisers.dncnn:DnCNN",
+    "FFDNet": "segaware.denoisers.ffdnet:FFDNet",
+    "LiuDenoiser": "segaware.denoisers.liu:LiuDenoiser",
+    "FPNSegmenter": "segaware.segmenters.fpn:FPNSegmenter",
+}
+
+
+def register(name: str, target: str) -> None:
+    """Add an architecture of your own, ``"package.module:Class"``; a name is taken once.
+
+    The class must keep its constructor's arguments, JSON-able, in ``config``.
+    """
+    if name in ARCHITECTURES and ARCHITECTURES[name] != target:
+        raise InputError(f"architecture {name!r} is taken by {ARCHITECTURES[name]}; choose another name")
+    ARCHITECTURES[name] = target
+
+
+def build(architecture: str, arguments: dict[str, Any] | None = None) -> nn.Module:
+    """A fresh network with random weights; never downloads.
+
+    Raises:
+        ModelError: an unknown name, or arguments that the constructor does not take.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ModelError(f"unknown architecture {architecture!r}; {closest(architecture, ARCHITECTURES)}")
+    module, _, cls = ARCHITECTURES[architecture].partition(":")
+    factory = getattr(importlib.import_module(module), cls)
+    try:
+        return factory(**(arguments or {}))
+    except TypeError as error:
+        raise ModelError(f"{architecture} does not take {arguments}: {error}") from error
