@@ -102,6 +102,14 @@ def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, .
         raise WeightsError(f"{what}: {'; '.join(parts)}. The file belongs to another network or other arguments: check its {CONFIG}")
 
 
+def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``value`` in ``dtype``, unless it would overflow there (variances of a backbone can, in float16)."""
+    if not value.is_floating_point():
+        return value
+    small = value.to(dtype)
+    return small if torch.equal(torch.isfinite(small), torch.isfinite(value)) else value
+
+
 def write_entry(
     folder: str | os.PathLike[str], model: nn.Module, config: dict[str, Any] | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Path:
@@ -117,7 +125,7 @@ def write_entry(
         raise WeightsError(f"{type(model).__name__} has no 'config' dictionary of constructor arguments; save its state_dict yourself")
     record = {"architecture": type(model).__name__, "arguments": arguments, **(config or {})}
     state = {
-        key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        key: _stored(value.detach(), dtype).cpu().contiguous()
         for key, value in model.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
