@@ -28,7 +28,9 @@ class DenoiserInfo:
         size_multiple: tiles start at multiples of this many pixels (the sub-sampling grid).
             Any H x W is accepted all the same: padding is inside the denoiser.
         receptive_field: side in pixels of the input window that one output pixel depends on;
-            None = unbounded or unknown, such a denoiser is never tiled.
+            None = unbounded or unknown, such a denoiser is never tiled. The window of a network
+            that sub-samples is off-centre: it reaches up to
+            ``receptive_field // 2 + size_multiple - 1`` pixels to a side, the halo of a tile.
         task: ``"denoise"``, or ``"denoise+segment"`` for cascades.
         training_noise: what the weights know, in words ("AWGN, sigma 0-55"); "" = untrained.
     """

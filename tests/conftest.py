@@ -1,0 +1,56 @@
+"""What every test gets: a fixed seed and a machine without network. Loopback stays open."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import pytest
+import torch
+
+pytest.register_assert_rewrite("denoisers.tester")
+
+
+def _is_local(host: object) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host in (None, "", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return host == socket.gethostname()
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections and name look-ups beyond this machine fail at once, and say so."""
+
+    def refuse(host: object) -> None:
+        raise OSError(f"a test tried to reach {host!r}; tests run without network (loopback is allowed)")
+
+    def guard(name: str) -> None:
+        original = getattr(socket.socket, name)
+
+        def connect(self: socket.socket, address, *rest):
+            if isinstance(address, tuple) and not _is_local(address[0]):
+                refuse(address[0])
+            return original(self, address, *rest)
+
+        monkeypatch.setattr(socket.socket, name, connect)
+
+    guard("connect")
+    guard("connect_ex")
+    lookup = socket.getaddrinfo
+
+    def getaddrinfo(host, *rest, **options):
+        if not _is_local(host):
+            refuse(host)
+        return lookup(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

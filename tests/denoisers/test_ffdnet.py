@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from denoisers.tester import DenoiserTester
+from torch import nn
+
+from segaware import FFDNet
+
+
+class TestFFDNet(DenoiserTester):
+    cls = FFDNet
+    small = {"depth": 3, "width": 8}
+    variants = [{"channels": 1}, {"depth": 2}, {"width": 1, "channels": 5}]
+    reach = [{"depth": 2, "width": 2}, {"depth": 4, "width": 2}, {"depth": 12, "width": 2}]
+    counts = [({}, 852_108), ({"channels": 1, "depth": 15, "width": 64}, 485_316)]  # colour, and the paper's gray form
+    refused = [{"channels": 0}, {"depth": 1}, {"width": 0}]
+
+
+def test_odd_sides_are_padded_by_their_last_row_and_column():
+    model = FFDNet(depth=3, width=8).eval()
+    noisy = torch.rand(1, 3, 9, 7)
+    padded = F.pad(noisy, (0, 1, 0, 1), mode="replicate")
+    assert torch.equal(model(noisy, 0.1), model(padded, 0.1)[:, :, :9, :7])
+
+
+def test_a_map_acts_where_it_is():
+    model = FFDNet(depth=2, width=8).eval()
+    noisy = torch.rand(1, 3, 32, 32)
+    level = torch.full((1, 1, 32, 32), 0.1)
+    changed = level.clone()
+    changed[..., 16:] = 0.4
+    difference = (model(noisy, changed) - model(noisy, level)).detach().abs().sum((0, 1, 2))
+    field = model.info.receptive_field
+    assert not difference[: 16 - field // 2].any() and (difference[16:] > 0).all()
+
+
+def test_weights_start_orthogonal():
+    for module in FFDNet().modules():
+        if isinstance(module, nn.Conv2d):
+            rows = module.weight.detach().flatten(1)
+            rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
+            assert torch.allclose(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-4)
+            assert not module.bias.any()
+
+
+def test_gradient_reaches_a_sigma_map():
+    model = FFDNet(depth=2, width=4)
+    level = torch.full((1, 1, 6, 6), 0.1, requires_grad=True)
+    model(torch.rand(1, 3, 6, 6), level).sum().backward()
+    assert level.grad.abs().sum() > 0
+
+
+def test_no_batch_normalisation():
+    assert not [m for m in FFDNet().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert FFDNet().info.takes_sigma and FFDNet().info.receptive_field == pytest.approx(50)
