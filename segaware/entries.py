@@ -21,7 +21,10 @@ from torch import nn
 from segaware.errors import WeightsError, closest
 from segaware.registry import build
 
-__all__ = ["load_entry", "read_config", "shipped_folder", "shipped_names", "write_entry"]
+__all__ = ["DEFAULT_MODEL", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
+
+#: What ``denoise`` uses when no model is named.
+DEFAULT_MODEL = "dncnn-blind"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SHIPPED = Path(__file__).parent / "weights"
@@ -37,6 +40,27 @@ def shipped_folder(name: str) -> Path:
     if name not in shipped_names():
         raise WeightsError(f"unknown model {name!r}; {closest(name, shipped_names())}")
     return _SHIPPED / name
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The folder of a model given by a shipped name or by its folder; a shipped name comes first.
+
+    Raises:
+        WeightsError: neither, with what may have been meant.
+    """
+    if isinstance(source, str) and source in shipped_names():
+        return _SHIPPED / source
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise WeightsError(f"{source}: a file; give the model's folder, which holds {CONFIG} and {WEIGHTS}")
+    if len(folder.parts) > 1:
+        raise WeightsError(
+            f"{source}: no such folder; models are shipped names and folders for now"
+            f" (downloading is not supported yet); known: {', '.join(shipped_names()) or 'none'}"
+        )
+    return shipped_folder(str(source))
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -134,8 +158,11 @@ def write_entry(
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in ((WEIGHTS, save(state)), (CONFIG, (json.dumps(record, indent=2) + "\n").encode())):
             partial = folder / f".{name}.partial"
-            partial.write_bytes(data)
-            os.replace(partial, folder / name)
+            try:
+                partial.write_bytes(data)
+                os.replace(partial, folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(f"{folder}: cannot be written ({error.strerror})") from error
     return folder

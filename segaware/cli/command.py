@@ -1,0 +1,49 @@
+"""What all commands share: errors as one line, exit codes, ``--debug``.
+
+Exit codes: 0 done, 1 some files failed, 2 the command was not meant so, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from segaware.errors import SegawareError
+
+__all__ = ["Command", "Failure"]
+
+
+class Failure(click.ClickException):
+    """An error that has been put into words for the user."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Command(click.Command):
+    """A command with ``--debug``. What a command does file by file it reports itself (exit code 1);
+    any other error of the library means that the call cannot be carried out as given: 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; finished files are kept", err=True)
+            raise click.exceptions.Exit(130) from None
+        except SegawareError as error:
+            if debug:
+                raise
+            raise Failure(str(error), 2) from error
+        except Exception as error:
+            if debug or isinstance(error, BrokenPipeError):
+                raise
+            raise Failure(f"{type(error).__name__}: {error} (run again with --debug for the traceback)", 1) from error

@@ -1,0 +1,27 @@
+"""The ``segaware`` command. Nothing heavy is imported before a command has something to do."""
+
+from __future__ import annotations
+
+import click
+
+from segaware import __version__
+from segaware.cli.denoise import denoise
+from segaware.cli.models import models
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="segaware", message="%(prog)s %(version)s")
+def main() -> None:
+    """Denoise images so that people and machines can still see what is on them.
+
+    \b
+    segaware denoise noisy.png -o clean.png
+    segaware denoise photos/ -o denoised/
+    segaware models
+    """
+
+
+main.add_command(denoise)
+main.add_command(models)

@@ -1,0 +1,184 @@
+"""Denoise image files: which file goes where, and one file after the other.
+
+Everything that can be said of the names is said before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segaware import image_io
+from segaware.errors import ImageError, InputError, SegawareError
+
+if TYPE_CHECKING:
+    from segaware.inference.engine import Engine, Progress
+
+__all__ = ["Job", "Outcome", "denoise_file", "plan", "run_job", "side_by_side"]
+
+
+@dataclass(frozen=True)
+class Job:
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Args:
+        status: "done", "skipped" (the output was there) or "failed".
+        error: why it failed.
+        notices: what was converted on the way.
+        psnr: dB of the noisy and of the denoised 8-bit file, when there is a reference.
+    """
+
+    job: Job
+    status: str
+    error: str | None = None
+    notices: tuple[str, ...] = ()
+    psnr: tuple[float, float] | None = None
+    seconds: float = 0.0
+
+
+def plan(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> list[Job]:
+    """The files to denoise. A folder is mirrored with all below it, hidden files left out.
+
+    Args:
+        source: a file or a folder.
+        target: for a file, a file name or an existing folder; for a folder, a folder outside of it.
+        overwrite: allow a single output that exists. (In a folder existing outputs are skipped by
+            :func:`run_job`.)
+
+    Raises:
+        InputError: nothing to do, or an output that is an input, lies among the inputs or exists.
+        ImageError: an output name whose ending is no image format.
+    """
+    given, source, target = os.fspath(target), Path(source), Path(target)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check the name")
+    if source.is_dir():
+        return _plan_folder(source, target)
+    if target.is_dir() or given.endswith(("/", os.sep)):
+        target = target / source.name
+    image_io.target_format(target)
+    if _same(source, target):
+        raise InputError(f"{target}: the output is the input, which would be lost; choose another name")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; choose another name, or allow it with --overwrite")
+    return [Job(source, target)]
+
+
+def _plan_folder(source: Path, target: Path) -> list[Job]:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, but {source} is a folder; give a folder for the output")
+    inside, outside = target.resolve(), source.resolve()
+    if inside == outside:
+        raise InputError(f"{target}: the output folder is the input folder; choose another one")
+    if outside in inside.parents:
+        raise InputError(f"{target}: the output folder lies inside the input folder {source}; choose one outside of it")
+    found = []
+    for folder, below, names in os.walk(source):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in image_io.EXTENSIONS
+        ]
+    if not found:
+        raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
+    jobs = [Job(path, target / path.relative_to(source)) for path in found]
+    inputs = {path.resolve() for path in found}
+    for job in jobs:
+        if job.target.resolve() in inputs:
+            raise InputError(f"{job.target}: an output would replace an input; choose another output folder")
+    return jobs
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
+
+
+def run_job(
+    job: Job,
+    engine: Engine,
+    sigma: float | None = None,
+    *,
+    overwrite: bool = False,
+    compare: Path | None = None,
+    reference: image_io.Image | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """:func:`denoise_file`, with the failure of this file, whatever it is, as part of the outcome."""
+    if job.target.exists() and not overwrite:
+        return Outcome(job, "skipped")
+    try:
+        return denoise_file(job, engine, sigma, compare=compare, reference=reference, progress=progress)
+    except SegawareError as error:
+        return Outcome(job, "failed", str(error))
+    except Exception as error:  # one odd file must not end a night's run
+        return Outcome(job, "failed", f"{job.source}: {type(error).__name__}: {error}")
+
+
+def denoise_file(
+    job: Job,
+    engine: Engine,
+    sigma: float | None = None,
+    *,
+    compare: Path | None = None,
+    reference: image_io.Image | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Read, denoise, write; ``sigma`` on the [0, 1] scale.
+
+    Args:
+        compare: where to write noisy | denoised side by side.
+        reference: the clean picture, to measure against.
+
+    Raises:
+        ImageError, InputError, ModelError: whatever goes wrong; no output is left half written.
+    """
+    start = time.monotonic()
+    noisy = image_io.read(job.source)
+    if reference is not None and reference.pixels.shape != noisy.pixels.shape:
+        raise InputError(
+            f"{job.source}: {_size(noisy)}, but the reference is {_size(reference)}; give the clean image of this one"
+        )
+    clean = engine(noisy, sigma, progress=progress)
+    psnr = None if reference is None else (_psnr(noisy, reference), _psnr(clean, reference))
+    for path, picture in ((job.target, clean), (compare, None)):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(
+                f"{path.parent}: cannot make this folder ({error.strerror}); choose another output"
+            ) from error
+        image_io.write(path, picture or side_by_side(noisy, clean))
+    return Outcome(job, "done", None, noisy.notices, psnr, time.monotonic() - start)
+
+
+def side_by_side(left: image_io.Image, right: image_io.Image) -> image_io.Image:
+    """Two pictures of one height in one, without the alpha channel."""
+    pixels = np.concatenate([left.pixels, right.pixels], axis=1)
+    return image_io.Image(pixels, icc_profile=left.icc_profile)
+
+
+def _size(image: image_io.Image) -> str:
+    return f"{image.width} x {image.height} {'gray' if image.pixels.shape[2] == 1 else 'colour'}"
+
+
+def _psnr(image: image_io.Image, reference: image_io.Image) -> float:
+    import torch
+
+    from segaware.metrics import psnr
+
+    one, other = (torch.from_numpy(pixels).permute(2, 0, 1)[None] for pixels in (image.pixels, reference.pixels))
+    return float(psnr(one, other, data_range=255))
