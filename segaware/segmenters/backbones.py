@@ -1,4 +1,4 @@
-"""Image-classification networks as feature pyramids: torchvision's ResNets and SqueezeNet 1.0, timm's and smp's encoders.
+"""Classification networks as feature pyramids: torchvision's ResNets and SqueezeNet 1.0, timm's and smp's encoders.
 
 Every backbone here takes a normalised image and returns its levels, finest first, the finest at
 stride 4. torchvision, timm and smp are imported where one of their networks is built, through
@@ -65,10 +65,12 @@ def load_library(name: str) -> ModuleType:
         text = str(error)
         if "torchvision" in text or "operator" in text or "undefined symbol" in text:
             raise ModelError(
-                f"torch {_version('torch')} and torchvision {_version('torchvision')} do not match ({text.splitlines()[0]});"
-                " install both in one command: pip install -U torch torchvision"
+                f"torch {_version('torch')} and torchvision {_version('torchvision')} do not match"
+                f" ({text.splitlines()[0]}); install both in one command: pip install -U torch torchvision"
             ) from error
-        raise ModelError(f"{package} {_version(package)} cannot be imported: {text}; reinstall it: pip install -U {package}") from error
+        raise ModelError(
+            f"{package} {_version(package)} cannot be imported: {text}; reinstall it: pip install -U {package}"
+        ) from error
 
 
 def _version(package: str) -> str:
@@ -136,11 +138,13 @@ class _EncoderLevels(nn.Module):
     def __init__(self, net: nn.Module, channels: list[int], strides: list[int], mean: Any, std: Any, name: str) -> None:
         super().__init__()
         # the last map of each stride is the richest; smp's transformers give empty maps at stride 2
-        last = {stride: index for index, stride in enumerate(strides) if stride in (4, 8, 16, 32) and channels[index] > 0}
+        last = {
+            stride: index for index, stride in enumerate(strides) if stride in (4, 8, 16, 32) and channels[index] > 0
+        }
         if 4 not in last or len(last) < 2:
             raise ModelError(
-                f"backbone {name!r}: feature maps at strides {strides}; a pyramid needs one at stride 4 and a coarser one:"
-                " choose a convolutional or hierarchical network (resnet, mobilenet, convnext, ...)"
+                f"backbone {name!r}: feature maps at strides {strides}; a pyramid needs one at stride 4"
+                " and a coarser one: choose a convolutional or hierarchical network (resnet, mobilenet, convnext, ...)"
             )
         self.net = net
         self.strides = tuple(sorted(last))
@@ -192,7 +196,9 @@ def _timm(model: str, name: str, download: bool) -> _EncoderLevels:
     try:
         net = timm.create_model(model, pretrained=download, features_only=True)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"backbone {name!r}: timm cannot give its feature maps ({error}); choose another network") from error
+        raise ModelError(
+            f"backbone {name!r}: timm cannot give its feature maps ({error}); choose another network"
+        ) from error
     cfg = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None) or {}
     info = net.feature_info
     mean, std = cfg.get("mean", IMAGENET_MEAN), cfg.get("std", IMAGENET_STD)
@@ -204,7 +210,9 @@ def _smp(encoder: str, name: str, download: bool) -> _EncoderLevels:
     try:
         net = smp.encoders.get_encoder(encoder, in_channels=3, depth=5, weights="imagenet" if download else None)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(f"unknown backbone {name!r} ({error}); {closest(encoder, smp.encoders.get_encoder_names())}") from error
+        raise ModelError(
+            f"unknown backbone {name!r} ({error}); {closest(encoder, smp.encoders.get_encoder_names())}"
+        ) from error
     channels = list(net.out_channels)
     return _EncoderLevels(net, channels, [2**i for i in range(len(channels))], IMAGENET_MEAN, IMAGENET_STD, name)
 
@@ -212,15 +220,27 @@ def _smp(encoder: str, name: str, download: bool) -> _EncoderLevels:
 def _load(net: nn.Module, weights: str | os.PathLike[str], name: str) -> None:
     file = Path(weights)
     if not file.is_file():
-        raise WeightsError(f"backbone weights {file}: no such file; give a safetensors or torch file, 'imagenet' or None")
+        raise WeightsError(
+            f"backbone weights {file}: no such file; give a safetensors or torch file, 'imagenet' or None"
+        )
     try:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
         state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"backbone weights {file}: damaged or not a plain state dict ({error}); fetch it again") from error
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise WeightsError(
+            f"backbone weights {file}: damaged or not a plain state dict ({error}); fetch it again"
+        ) from error
     expected = net.state_dict()
     # what hangs behind the features (classifier, fc, head, ...) is named by its own top-level module
     own = {key.partition(".")[0] for key in expected}
@@ -234,7 +254,9 @@ def _load(net: nn.Module, weights: str | os.PathLike[str], name: str) -> None:
                 f"backbone weights {file}: {len(keys)} tensors {label} for {name!r} ({', '.join(keys[:3])}"
                 f"{', ...' if len(keys) > 3 else ''}); the file belongs to another network"
             )
-    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()}, strict=False)
+    net.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, strict=False
+    )
 
 
 def check_triple(values: Any, what: str) -> tuple[float, ...]:
@@ -244,5 +266,7 @@ def check_triple(values: Any, what: str) -> tuple[float, ...]:
     except TypeError:
         triple = ()
     if len(triple) != 3 or not all(abs(v) < 1e4 for v in triple) or (what == "std" and not all(v > 0 for v in triple)):
-        raise InputError(f"{what}: expected three numbers on the [0, 1] scale{', over 0' if what == 'std' else ''}, got {values!r}")
+        raise InputError(
+            f"{what}: expected three numbers on the [0, 1] scale{', over 0' if what == 'std' else ''}, got {values!r}"
+        )
     return triple

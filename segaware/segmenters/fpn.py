@@ -96,6 +96,8 @@ class FPNSegmenter(nn.Module):
     """
 
     stride = 4
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -111,13 +113,17 @@ class FPNSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise InputError(f"FPNSegmenter: num_classes {num_classes}; need at least 2 (foreground and background are two)")
+            raise InputError(
+                f"FPNSegmenter: num_classes {num_classes}; need at least 2 (foreground and background are two)"
+            )
         if width < 2 or width % 2:
             raise InputError(f"FPNSegmenter: width {width}; need an even number of channels")
         if head not in ("released", "trained"):
             raise InputError(f"FPNSegmenter: head {head!r}; choose 'released' or 'trained'")
         if class_names is not None and len(class_names) != num_classes:
-            raise InputError(f"FPNSegmenter: {len(class_names)} class names for {num_classes} classes; give one name a class")
+            raise InputError(
+                f"FPNSegmenter: {len(class_names)} class names for {num_classes} classes; give one name a class"
+            )
         self.backbone = build_backbone(backbone, weights)
         mean = check_triple(self.backbone.mean if mean is None else mean, "mean")
         std = check_triple(self.backbone.std if std is None else std, "std")
@@ -170,7 +176,9 @@ class FPNSegmenter(nn.Module):
         features = self.backbone(x)
         merged: Tensor | None = None
         pyramid: list[Tensor] = []  # coarsest first, as released: P5, P4, P3, P2
-        for feature, lateral, norm, smooth in reversed(list(zip(features, self.lateral, self.lateral_norm, self.smooth, strict=True))):
+        for feature, lateral, norm, smooth in reversed(
+            list(zip(features, self.lateral, self.lateral_norm, self.smooth, strict=True))
+        ):
             level = norm(lateral(feature))
             merged = level if merged is None else level + _resize(merged, level)
             pyramid.append(smooth(merged))
