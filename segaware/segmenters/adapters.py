@@ -194,7 +194,8 @@ class SegmenterAdapter(nn.Module):
                 raise
             raise ModelError(
                 f"{type(self.model).__name__} fails on {x.shape[-2]} x {x.shape[-1]} pixels"
-                f" ({str(error).strip().partition(chr(10))[0]}); if it needs certain sizes, give size_multiple=32 (or what it needs)"
+                f" ({str(error).strip().partition(chr(10))[0]});"
+                " if it needs certain sizes, give size_multiple=32 (or what it needs)"
             ) from error
         logits = self._to_logits(read_logits(answer, self.output))
         return self._crop(logits, (height, width), (height + bottom, width + right))

@@ -90,18 +90,19 @@ class _ResNetLevels(nn.Module):
     size_multiple, min_size = 1, 1
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             self.add_module(name, getattr(net, name))
         self.channels = tuple(c * (4 if hasattr(net.layer1[0], "conv3") else 1) for c in (64, 128, 256, 512))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         levels = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        x = image
+        for name, layer in self.named_children():
             x = layer(x)
-            levels.append(x)
+            if name.startswith("layer"):
+                levels.append(x)
         return levels
 
 
@@ -117,15 +118,15 @@ class _SqueezeNetLevels(nn.Module):
     size_multiple, min_size = 16, 16
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.features = net.features
-        self.features[0].padding = (3, 3)
+        net.features[0].padding = (3, 3)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         levels = []
         x = image
-        for index, layer in enumerate(self.features):
+        for index, layer in enumerate(self.features.children()):
             x = layer(x)
             if index in (5, 10, 12):
                 levels.append(x)
