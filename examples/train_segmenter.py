@@ -280,7 +280,7 @@ def main(argv=None):
             "ema": args.ema,
         },
         "measured": measured,
-        "data": {
+        "training_data": {
             "name": f"CamVid, SegNet split, {len(train)} clean training frames of 480 x 360",
             "terms": "research use; cite Brostow, Fauqueur, Cipolla 2009",
             "start": args.backbone_weights and "ImageNet backbone",

@@ -48,7 +48,7 @@ def test_it_trains_scores_and_saves(example, data, tmp_path):
     assert measured["held_out"]["frames"] == "0006R0"
     config = read_config(tmp_path / "out")
     assert config["recipe"]["steps"] == 2  # two frames are left when the third is held out
-    assert config["class_names"] == list(example.CLASSES) and config["data"]["terms"]
+    assert config["class_names"] == list(example.CLASSES) and config["training_data"]["terms"]
     net = load_entry(tmp_path / "out")
     assert net.class_names == example.CLASSES and net(torch.rand(1, 3, 48, 64)).shape == (1, 11, 12, 16)
 
