@@ -6,15 +6,16 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segaware.checks import check_finite, check_images, check_range, sigma_map
+from segaware.checks import check_finite, check_images, check_range
 from segaware.contracts import DenoiserInfo, Sigma
+from segaware.denoisers.foreign import Call, TakesSigma, kind, refuse_foreign
 from segaware.errors import InputError, ModelError
 from segaware.losses.entropy import EntropySegAwareLoss
 
@@ -24,10 +25,6 @@ __all__ = ["FIDELITY_SCALE", "SegAwareWrapper", "WrapperOutput", "fidelity"]
 #: training code at its patch size, and gamma means the same at every other size.
 FIDELITY_SCALE = 3456.0
 
-_SIGMA_NAMES = ("sigma", "sigmas", "noise_level", "noise_levels", "noise_std", "noise_level_map", "noise_map")
-_SIGMA_FORMS = ("auto", "argument", "vector", "scalar", "map")
-
-TakesSigma = bool | Literal["auto", "argument", "vector", "scalar", "map"]
 Awareness = nn.Module | tuple[float, nn.Module] | Iterable[nn.Module | tuple[float, nn.Module]]
 
 
@@ -105,22 +102,15 @@ class SegAwareWrapper(nn.Module):
         size_multiple: int | None = None,
     ) -> None:
         super().__init__()
-        _refuse_foreign(denoiser)
+        refuse_foreign(denoiser)
         if not 0 <= gamma < math.inf:
             raise InputError(f"SegAwareWrapper: gamma {gamma:g} must be zero or positive")
-        if predicts not in ("image", "noise"):
-            raise InputError(f'SegAwareWrapper: predicts={predicts!r}; say "image" or "noise", whichever the network returns')
-        if len(value_range) != 2 or not value_range[0] < value_range[1]:
-            raise InputError(f"SegAwareWrapper: value_range {value_range} must be (black, white), e.g. (-1, 1) or (0, 255)")
-        if size_multiple is not None and size_multiple < 1:
-            raise InputError(f"SegAwareWrapper: size_multiple {size_multiple} must be at least 1")
 
         self.denoiser = denoiser
         self.gamma = float(gamma)
-        self.predicts = predicts
-        self.value_range = (float(value_range[0]), float(value_range[1]))
-        self.size_multiple = size_multiple or 1
-        self._sigma = _SigmaPort.find(denoiser, takes_sigma)
+        self._call = Call(
+            denoiser, predicts=predicts, value_range=value_range, takes_sigma=takes_sigma, size_multiple=size_multiple
+        )
         # In a plain list: a segmenter is no part of the denoiser that is trained and saved.
         self._awareness = _named_terms(awareness) if gamma > 0 else []
         self._register_load_state_dict_pre_hook(_rename_keys)
@@ -128,16 +118,12 @@ class SegAwareWrapper(nn.Module):
     @property
     def takes_sigma(self) -> bool:
         """Whether ``sigma`` may be given; a training loop passes it only then."""
-        return self._sigma.form != "none"
+        return self.info.takes_sigma
 
     @property
     def info(self) -> DenoiserInfo:
         """The denoiser's own statement, with what the wrapper adds; built from the arguments where it has none."""
-        own = getattr(self.denoiser, "info", None)
-        if not isinstance(own, DenoiserInfo):
-            return DenoiserInfo(channels=None, takes_sigma=self.takes_sigma, size_multiple=self.size_multiple)
-        multiple = math.lcm(own.size_multiple, self.size_multiple)
-        return replace(own, takes_sigma=self.takes_sigma, size_multiple=multiple)
+        return self._call.info(self.denoiser)
 
     def forward(
         self, noisy: Tensor, sigma: Sigma | None = None, *, clean: Tensor | None = None, labels: Tensor | None = None
@@ -153,7 +139,7 @@ class SegAwareWrapper(nn.Module):
                 raise InputError(f"clean: shape {tuple(clean.shape)} differs from that of noisy, {tuple(noisy.shape)}; cut both alike")
         _check_values(noisy=noisy, clean=clean)
 
-        denoised = self._denoise(noisy, sigma, must_learn=clean is not None)
+        denoised = self._call(self.denoiser, noisy, sigma, must_learn=clean is not None)
         if clean is None:
             return denoised
         terms = {"fidelity": fidelity(denoised, clean)}
@@ -163,68 +149,11 @@ class SegAwareWrapper(nn.Module):
         for term in self._awareness:
             value = term.loss(denoised, **{key: offered[key] for key in term.takes})
             if not isinstance(value, Tensor) or value.numel() != 1:
-                raise ModelError(f"awareness term {term.name!r}: expected a scalar tensor, got {_kind(value)}; return a mean")
+                raise ModelError(f"awareness term {term.name!r}: expected a scalar tensor, got {kind(value)}; return a mean")
             terms[term.name] = value
             weights[term.name] = self.gamma * term.weight
             total = total + weights[term.name] * value
         return WrapperOutput(loss=total, denoised=denoised, terms=terms, weights=weights)
-
-    def _denoise(self, noisy: Tensor, sigma: Sigma | None, *, must_learn: bool) -> Tensor:
-        low, high = self.value_range
-        span = high - low
-        given, positional, keyword = noisy, [], {}
-        height, width = noisy.shape[2:]
-        given = _pad(noisy, self.size_multiple)
-        if span != 1 or low != 0:
-            given = low + span * given
-        level = self._sigma.level(sigma, noisy)
-        if level is not None:
-            if isinstance(level, Tensor) and level.ndim == 4 and level.shape[2:] == (height, width):
-                level = _pad(level, self.size_multiple)
-            level = level if span == 1 else span * level
-            if self._sigma.form == "map":
-                given = torch.cat([given, level.expand(-1, 1, *given.shape[2:]).to(given)], dim=1)
-            elif self._sigma.keyword:
-                keyword[self._sigma.keyword] = level
-            else:
-                positional.append(level)
-        try:
-            output = self.denoiser(given, *positional, **keyword)
-        except RuntimeError as error:
-            _explain(error, given, self._sigma.form)
-            raise
-        self._check_output(output, noisy, _pad_sizes(noisy, self.size_multiple), must_learn)
-        output = output[:, :, :height, :width].to(noisy.dtype)
-        if self.predicts == "noise":
-            return noisy - (output if span == 1 else output / span)
-        return output if span == 1 and low == 0 else (output - low) / span
-
-    def _check_output(self, output: object, noisy: Tensor, size: tuple[int, int], must_learn: bool) -> None:
-        what = f"the wrapped {type(self.denoiser).__name__}"
-        if not isinstance(output, Tensor):
-            raise ModelError(
-                f"{what} returned {_kind(output)}, not a tensor; wrap it in a module whose forward picks the image out"
-            )
-        if not output.is_floating_point():
-            raise ModelError(f"{what} returned {output.dtype}: rounding to integers stops the gradient; return floats, and round when saving")
-        expected = (*noisy.shape[:2], *size)
-        if tuple(output.shape) != expected:
-            if output.ndim == 4 and output.shape[:2] == noisy.shape[:2]:
-                mend = "pass size_multiple=8 (or what its downsampling needs), or pad its convolutions"
-            else:
-                mend = "a denoiser returns the shape of its image"
-            raise ModelError(f"{what} returned shape {tuple(output.shape)} for an image {expected}; {mend}")
-        if output.is_inference() and not torch.is_inference_mode_enabled():
-            raise ModelError(
-                f"{what} returned a tensor made in torch.inference_mode(), which cannot be learned from;"
-                " take the decorator away from its forward (for spandrel: pass descriptor.model)"
-            )
-        cut = must_learn and torch.is_grad_enabled() and not output.requires_grad
-        if cut and any(p.requires_grad for p in self.denoiser.parameters()):
-            raise ModelError(
-                f"{what} returned a tensor that is cut from autograd, so no gradient would reach its parameters;"
-                " look in its forward for torch.no_grad, .detach(), .data, .numpy() or round()"
-            )
 
     # The checkpoint of a wrapper is the checkpoint of its denoiser.
 
@@ -249,29 +178,6 @@ def _rename_keys(state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         state_dict[f"{prefix}denoiser.{key[len(prefix):]}"] = state_dict.pop(key)
 
 
-def _refuse_foreign(denoiser: object) -> None:
-    if isinstance(denoiser, nn.Module):
-        return
-    if type(denoiser).__module__.split(".")[0] == "spandrel":
-        size = getattr(getattr(denoiser, "size_requirements", None), "multiple_of", 1)
-        more = f", size_multiple={size}" if size > 1 else ""
-        architecture = getattr(getattr(denoiser, "architecture", None), "id", "")
-        if architecture == "DRUNet":  # the descriptor makes a noise map of its own, at a fixed level
-            more += ', takes_sigma="map"'
-        raise ModelError(
-            "SegAwareWrapper: a spandrel descriptor runs in inference mode and clamps, so nothing can be learned through it;"
-            f" pass its network: SegAwareWrapper(descriptor.model{more})"
-        )
-    raise ModelError(
-        f"SegAwareWrapper: expected a torch.nn.Module, got {_kind(denoiser)};"
-        " put a function into the forward of a small Module, and pass instances, not classes"
-    )
-
-
-def _kind(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
 @dataclass
 class _Term:
     name: str
@@ -287,14 +193,14 @@ def _named_terms(awareness: Awareness | None) -> list[_Term]:
         awareness = [awareness]
     if not isinstance(awareness, (list, tuple, nn.ModuleList)):
         raise InputError(
-            f"SegAwareWrapper: awareness is {_kind(awareness)}; give a loss, a list of losses or (weight, loss) pairs,"
+            f"SegAwareWrapper: awareness is {kind(awareness)}; give a loss, a list of losses or (weight, loss) pairs,"
             " None for the default, () for fidelity alone"
         )
     terms: list[_Term] = []
     for item in awareness:
         weight, loss = item if _is_pair(item) else (1.0, item)
         if not isinstance(loss, nn.Module):
-            raise InputError(f"SegAwareWrapper: awareness holds {_kind(loss)}; give losses (modules) or (weight, loss) pairs")
+            raise InputError(f"SegAwareWrapper: awareness holds {kind(loss)}; give losses (modules) or (weight, loss) pairs")
         if not 0 <= weight < math.inf:
             raise InputError(f"SegAwareWrapper: weight {weight:g} of {type(loss).__name__} must be zero or positive")
         if weight == 0:
@@ -315,64 +221,6 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (int, float)) and not isinstance(item[0], bool)
 
 
-@dataclass
-class _SigmaPort:
-    """How the network is told the noise level."""
-
-    form: str  # "none", "contract" (as the caller gave it), or one of _SIGMA_FORMS
-    keyword: str = ""
-    required: bool = True
-
-    @classmethod
-    def find(cls, denoiser: nn.Module, wish: TakesSigma) -> _SigmaPort:
-        if wish is False:
-            return cls("none")
-        form = "argument" if wish is True else wish
-        if form not in _SIGMA_FORMS:
-            raise InputError(f"SegAwareWrapper: takes_sigma={wish!r}; say True, False or one of {', '.join(map(repr, _SIGMA_FORMS))}")
-        info = getattr(denoiser, "info", None)
-        if form == "auto" and isinstance(info, DenoiserInfo):
-            return cls("contract", "sigma") if info.takes_sigma else cls("none")
-        if form == "map":
-            return cls("map")
-        try:
-            arguments = inspect.signature(denoiser.forward).parameters
-        except (TypeError, ValueError):  # compiled or scripted
-            arguments = {}
-        for name in _SIGMA_NAMES:
-            if name in arguments:
-                parameter = arguments[name]
-                required = parameter.default is parameter.empty
-                keyword = "" if parameter.kind is parameter.POSITIONAL_ONLY else name
-                return cls("argument" if form == "auto" else form, keyword, required)
-        return cls("none") if form == "auto" else cls(form)
-
-    def level(self, sigma: Sigma | None, noisy: Tensor) -> Any:
-        """``sigma`` in the form the network takes, still on the [0, 1] scale; None = do not pass it."""
-        if self.form == "none":
-            if sigma is not None:
-                raise InputError(
-                    "SegAwareWrapper: the wrapped denoiser is blind and takes no sigma; call it without,"
-                    ' or say takes_sigma="argument" or "map" if it does take one'
-                )
-            return None
-        if sigma is None and not self.required:
-            return None
-        level = sigma_map(sigma, noisy, where="SegAwareWrapper")
-        if self.form == "contract":
-            return sigma if not isinstance(sigma, Tensor) or sigma.ndim < 4 else level
-        if self.form in ("argument", "map"):
-            return level
-        first = level[:, 0, 0, 0]
-        if not bool((level == first.reshape(-1, 1, 1, 1)).all()):
-            raise InputError(f'SegAwareWrapper: takes_sigma="{self.form}" cannot pass a map that varies; give one sigma per image')
-        if self.form == "vector":
-            return first
-        if not bool((first == first[0]).all()):
-            raise InputError('SegAwareWrapper: takes_sigma="scalar" passes one sigma for the batch; give one, or use "vector"')
-        return float(first[0])
-
-
 def _check_values(**images: Tensor | None) -> None:
     """NaN, infinite or 0-255 pixels, found by one look at the extremes of all (one wait for a GPU)."""
     if torch.compiler.is_compiling():
@@ -385,32 +233,3 @@ def _check_values(**images: Tensor | None) -> None:
             check_range(tensor, where=name)
 
 
-def _pad_sizes(images: Tensor, multiple: int) -> tuple[int, int]:
-    height, width = images.shape[2:]
-    return height + -height % multiple, width + -width % multiple
-
-
-def _pad(images: Tensor, multiple: int) -> Tensor:
-    height, width = images.shape[2:]
-    down, right = -height % multiple, -width % multiple
-    if right:
-        images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    if down:
-        images = F.pad(images, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
-    return images
-
-
-def _explain(error: RuntimeError, given: Tensor, form: str) -> None:
-    """Turn the commonest failures inside a foreign network into words; others pass as they are."""
-    text = str(error)
-    if "channels" in text and "expected input" in text:
-        mend = (
-            "give images with the channels it was built for"
-            if form == "map"
-            else 'give images with the channels it was built for, or takes_sigma="map" if one of them is a noise-level map'
-        )
-    elif "Sizes of tensors must match" in text or "must match the size of tensor" in text:
-        mend = "if its sides must be multiples of 8 (or 16, 64), pass size_multiple to the wrapper"
-    else:
-        return
-    raise ModelError(f"the wrapped network failed on an input of shape {tuple(given.shape)}; {mend}. It said: {text}") from error

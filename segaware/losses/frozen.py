@@ -18,9 +18,9 @@ __all__ = ["DEFAULT_SEGMENTER", "Frozen", "LossThroughNetwork", "need"]
 DEFAULT_SEGMENTER = "fpn-camvid"
 
 _WHY_FROZEN = (
-    "A loss must not learn: with a trainable head a bias towards one class makes every prediction the same,"
-    " the entropy falls to zero and no gradient is left for the denoiser."
-    " Call requires_grad_(False) on the segmenter, and train it elsewhere, with labels"
+    "A loss must not learn: on an entropy loss, say, a trainable head needs only a bias towards one class,"
+    " then every prediction is the same, the entropy is zero and no gradient is left for the denoiser."
+    " Call requires_grad_(False) on the network, and train it elsewhere, with labels"
 )
 
 
