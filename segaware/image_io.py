@@ -36,7 +36,7 @@ _WRITING: dict[str, dict[str, Any]] = {
     "BMP": {},
     "JPEG": {"quality": 95, "subsampling": 0, "optimize": True},  # colour at full resolution: no new artefacts
     "PNG": {"compress_level": 4},
-    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "TIFF": {},  # uncompressed: Pillow's compressed writer cannot take an EXIF block along
     "WEBP": {"lossless": True, "quality": 50, "exact": True},  # quality is effort here; exact: colours under alpha stay
 }
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -208,7 +208,7 @@ def write(path: str | os.PathLike[str], image: Image) -> Path:
 
     It is written beside its place under a temporary name and renamed, so that a full disk or an
     interrupt leaves the old file. JPEG at quality 95 without chroma sub-sampling, WebP without
-    loss. BMP holds neither EXIF nor profile; WebP stores gray as RGB.
+    loss, TIFF uncompressed. BMP holds neither EXIF nor profile; WebP stores gray as RGB.
 
     Raises:
         ImageError: an unknown ending, alpha for JPEG or BMP, or a file that cannot be written.
@@ -229,7 +229,7 @@ def write(path: str | os.PathLike[str], image: Image) -> Path:
             picture.save(file, format=kind, **options)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({_words(error)}); check free space and permissions") from error
-    except (ValueError, struct.error) as error:  # a side too long for the format, broken metadata
+    except (RuntimeError, ValueError, struct.error) as error:  # a side too long for the format, broken metadata
         raise ImageError(f"{path}: cannot be written as {kind} ({_words(error)}); write PNG instead") from error
     return path
 

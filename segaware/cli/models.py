@@ -37,7 +37,8 @@ def models(as_json: bool) -> None:
     for record in records:
         if record.measured:
             click.echo(f"{record.name}: {_figures(record.measured)}")
-    click.echo("* the default" if any(record.name == DEFAULT_MODEL for record in records) else "")
+    if any(record.name == DEFAULT_MODEL for record in records):
+        click.echo("* the default")
 
 
 def _figures(measured: dict[str, object]) -> str:

@@ -20,7 +20,7 @@ def fold_batch_norm(model: nn.Module) -> int:
     Returns:
         How many were folded.
     """
-    uses = Counter(id(child) for parent in model.modules() for child in parent.children())
+    uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
     folded = 0
     for parent in list(model.modules()):
         if type(parent) is not nn.Sequential:
