@@ -18,7 +18,7 @@ FLOORS = [
     ["wrapper", "cascade", "inference"],
     ["training", "evaluation"],
     ["zoo", "export", "doctor"],
-    ["cli", "__main__"],
+    ["cli __main__"],
 ]
 PLACE = {
     name: (floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms for name in room.split()
