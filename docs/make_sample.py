@@ -2,6 +2,11 @@
 
     python docs/make_sample.py            (scikit-image comes with the extra "test")
 
+The picture before | after is made from them by
+
+    segaware denoise docs/images/sample-noisy.png -o out/sample-denoised.png --overwrite \\
+        --compare docs/images/sample-compare.jpg
+
 The photograph is "Chelsea the cat" by Stefan van der Walt, CC0, as scikit-image ships it. The noisy
 one is the clean one plus Gaussian noise of sigma 25 (of 255) drawn with seed 0, clipped and rounded
 to 8 bits because a file must be. Clipping is a small departure from the noise that the shipped

@@ -54,7 +54,8 @@ class FFDNet(nn.Module):
         for module in self.body:
             if isinstance(module, nn.Conv2d):
                 nn.init.orthogonal_(module.weight, gain=2.0**0.5)  # KAIR trains FFDNet from orthogonal weights
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="FFDNet")

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -14,9 +13,7 @@ SHELL = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILIN
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_python_block_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
     exec(compile(BLOCKS[number], f"README.md, Python block {number + 1}", "exec"), {"__name__": "__main__"})
-    torch.set_num_threads(threads)
 
 
 def test_there_are_blocks():
