@@ -24,6 +24,8 @@ __all__ = ["Job", "Outcome", "denoise_file", "plan", "run_job", "side_by_side"]
 
 @dataclass(frozen=True)
 class Job:
+    """One image: where it is, and where the denoised one goes."""
+
     source: Path
     target: Path
 

@@ -42,6 +42,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Tile:
+    """What one piece answers for (``core``) and what the network is shown for it (``window``)."""
+
     core: Box
     window: Box
 
