@@ -20,6 +20,8 @@ from segaware.errors import InputError, ModelError
 __all__ = ["Call", "SigmaPort", "TakesSigma", "kind", "refuse_foreign"]
 
 _SIGMA_NAMES = ("sigma", "sigmas", "noise_level", "noise_levels", "noise_std", "noise_level_map", "noise_map")
+#: What torch says where a side does not divide, or is less than a kernel.
+_SIZE_TROUBLE = ("Sizes of tensors must match", "must match the size of tensor", "Kernel size can't be greater")
 _SIGMA_FORMS = ("auto", "argument", "vector", "scalar", "map")
 
 TakesSigma = bool | Literal["auto", "argument", "vector", "scalar", "map"]
@@ -187,8 +189,8 @@ def refuse_foreign(denoiser: object) -> None:
     if type(denoiser).__module__.split(".")[0] == "spandrel":
         size = getattr(getattr(denoiser, "size_requirements", None), "multiple_of", 1)
         more = f", size_multiple={size}" if size > 1 else ""
-        architecture = getattr(getattr(denoiser, "architecture", None), "id", "")
-        if architecture == "DRUNet":  # the descriptor makes a noise map of its own, at a fixed level
+        names = [getattr(getattr(denoiser, "architecture", None), "id", ""), *getattr(denoiser, "tags", [])]
+        if {"DRUNet", "FDnCNN"} & set(names):  # the descriptor makes a noise map of its own, at a fixed level
             more += ', takes_sigma="map"'
         raise ModelError(
             "SegAwareWrapper: a spandrel descriptor runs in inference mode and clamps, so nothing can be learned through it;"
@@ -229,7 +231,7 @@ def _explain(error: RuntimeError, given: Tensor, form: str) -> None:
             if form == "map"
             else 'give images with the channels it was built for, or takes_sigma="map" if one of them is a noise-level map'
         )
-    elif "Sizes of tensors must match" in text or "must match the size of tensor" in text:
+    elif any(sign in text for sign in _SIZE_TROUBLE):
         mend = "if its sides must be multiples of 8 (or 16, 64), pass size_multiple to the wrapper"
     else:
         return

@@ -140,5 +140,5 @@ def _refuse_probabilities(output: Tensor, where: str) -> None:
     if bool((output >= 0).all()) and bool(((total - 1).abs() < 1e-2).all()) and bool((output.amax(1) < 1).any()):
         raise ModelError(
             f"{where}: the network gives probabilities (they sum to one), but the losses take logits;"
-            " leave its softmax out, or take the logarithm with an adapter of segaware.segmenters"
+            " leave its softmax out, or take the logarithm with segaware.segmenters.adapters.SegmenterAdapter"
         )

@@ -15,7 +15,7 @@ def check_logits(logits: object, *, where: str) -> None:
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"{where}: expected logits as a tensor (B, K, h, w), got {type(logits).__name__};"
-            " bring the network to the contract with an adapter of segaware.segmenters"
+            " bring the network to the contract with segaware.segmenters.adapters.SegmenterAdapter"
         )
     if not logits.is_floating_point():
         raise ModelError(
