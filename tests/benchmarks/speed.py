@@ -13,6 +13,7 @@ machine. deepinv is in the extra "test".
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.metadata
 import json
 import os
@@ -102,24 +103,25 @@ def awareness_term(kind: str):
 
 
 def training_fit(awareness: str, quick: bool) -> Case:
-    """The step of ``segaware.training.fit``: same batch, same optimiser, in bf16 and channels last."""
+    """One step of ``segaware.training.fit`` as its loop does it, drawing patches and noise included."""
     import torch
 
     from segaware import SegAwareWrapper
     from segaware.inference.memory import keep_pages
+    from segaware.training import Recipe
+    from segaware.training.fit import _Run
 
-    model = SegAwareWrapper(network(False), awareness_term(awareness)).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    noisy, clean = (images.contiguous(memory_format=torch.channels_last) for images in batch(quick))
-    keep_pages().__enter__()
+    wrapper = SegAwareWrapper(network(False), awareness_term(awareness))
+    images = [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8) for _ in range(32)]
+    recipe = Recipe(batch_size=2 if quick else 16, patch_size=48)
+    folder = tempfile.TemporaryDirectory(prefix="segaware-speed-")
+    atexit.register(folder.cleanup)
+    run = _Run(wrapper, images, recipe, Path(folder.name), None, False, None)
+    keep_pages().__enter__()  # as fit does, until this process ends
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(noisy, clean=clean).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        run.train_step(run.patches[run.step])
+        run.step += 1
 
     return lambda: clock(step)
 
