@@ -109,7 +109,8 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
     if hasattr(model, "info") and config.get("training_noise"):
         import dataclasses
 
-        model.info = dataclasses.replace(model.info, training_noise=config["training_noise"])
+        info: Any = model.info
+        model.info = dataclasses.replace(info, training_noise=config["training_noise"])
     return model.eval()
 
 

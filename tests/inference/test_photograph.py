@@ -27,8 +27,17 @@ def test_memory_of_a_large_photograph(tmp_path, width):
         finally:
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
-    arguments = ["denoise", "photo.jpg", "-o", "clean.jpg", "-m", "model", "--device", "cpu"]
-    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    arguments = [
+        "denoise",
+        tmp_path / "photo.jpg",
+        "-o",
+        tmp_path / "clean.jpg",
+        "-m",
+        tmp_path / "model",
+        "--device",
+        "cpu",
+    ]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     peak = int(result.stdout.split()[-1]) / (2**30 if sys.platform == "darwin" else 2**20)
     assert peak < 2, f"{peak:.2f} GiB"
