@@ -36,7 +36,7 @@ class FFDNet(nn.Module):
 
     Source: FFDNet sec. III; 96 channels and 12 layers for colour (sec. IV-A). Released weights of
         the authors have batch normalisation merged, which is this form. A map of sigma is taken
-        at every second pixel, as the map of a constant level would be.
+        at every second pixel, as the map of a constant level would be. The initialisation is ours.
     """
 
     def __init__(self, channels: int = 3, depth: int = 12, width: int = 96) -> None:
@@ -51,11 +51,31 @@ class FFDNet(nn.Module):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)]
         layers.append(nn.Conv2d(width, 4 * channels, 3, padding=1))
         self.body = nn.Sequential(*layers)
-        for module in self.body:
-            if isinstance(module, nn.Conv2d):
-                nn.init.orthogonal_(module.weight, gain=2.0**0.5)  # KAIR trains FFDNet from orthogonal weights
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        # A plain stack without skips learns slowly from random weights, for it must first learn to
+        # pass the image on. So it starts as the identity: the folded pixels ride on the first
+        # channels, lifted by 1 to survive the ReLUs, and the other channels start as random rotations.
+        convs = [module for module in self.body if isinstance(module, nn.Conv2d)]
+        carried = min(self.config["channels"] * 4, self.config["width"])
+        for i, conv in enumerate(convs):
+            bias = conv.bias
+            assert bias is not None
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(bias)
+            centre = conv.weight[:, :, 1, 1]
+            nn.init.orthogonal_(centre, gain=2.0**0.5)
+            last = i == len(convs) - 1
+            if last:
+                centre.mul_(0.05)
+                centre[:, :carried] = 0
+            else:
+                centre[:carried] = 0
+            centre[range(carried), range(carried)] = 1
+            if i == 0 or last:
+                bias[:carried] = -1 if last else 1
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="FFDNet")

@@ -1,0 +1,111 @@
+"""State of a training on disk: one folder a checkpoint, complete or absent, and no pickle.
+
+``state.safetensors`` holds every tensor (weights, running average, optimiser), ``state.json`` the
+rest. The folder is filled under another name and renamed; the one before is removed after that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from segaware.errors import TrainingError
+
+__all__ = ["latest", "load", "save"]
+
+_PREFIX = "checkpoint-"
+
+
+def _found(out: Path) -> list[tuple[int, Path]]:
+    folders = [p for p in out.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()]
+    return sorted((int(p.name[len(_PREFIX) :]), p) for p in folders)
+
+
+def latest(out: str | os.PathLike[str]) -> Path | None:
+    """The newest complete checkpoint below ``out``, or None."""
+    found = _found(Path(out))
+    return found[-1][1] if found else None
+
+
+def save(out: str | os.PathLike[str], step: int, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any], record: dict[str, Any]) -> Path:
+    """Write ``checkpoint-STEP`` and drop the older ones.
+
+    Args:
+        tensors: groups of named tensors ("model", "ema").
+        optimizer: a ``state_dict`` of any torch optimiser.
+        record: what is JSON-able (step, recipe, best value).
+
+    Raises:
+        TrainingError: the folder cannot be written; the checkpoint before is still there.
+    """
+    out = Path(out)
+    flat = {f"{group}.{key}": value for group, named in tensors.items() for key, value in named.items()}
+    numbers: dict[str, Any] = {}
+    for index, values in optimizer["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                flat[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers[f"{index}.{key}"] = value
+    flat = {key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}
+    partial, final = out / f".{_PREFIX}{step}.partial", out / f"{_PREFIX}{step}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(flat, partial / "state.safetensors")
+        state = {**record, "step": step, "optimizer": {"numbers": numbers, "groups": optimizer["param_groups"]}}
+        (partial / "state.json").write_text(json.dumps(state, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(f"{final}: checkpoint cannot be written ({error}); free space or choose another folder, then resume") from error
+    for _, older in _found(out):
+        if older != final:
+            shutil.rmtree(older, ignore_errors=True)
+    return final
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:
+    """The three arguments that :func:`save` was given; ``record`` includes ``step``.
+
+    Raises:
+        TrainingError: a missing or damaged file.
+    """
+    folder = Path(folder)
+    try:
+        flat = load_file(folder / "state.safetensors")
+        record = json.loads((folder / "state.json").read_text())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise TrainingError(f"{folder}: damaged checkpoint ({error}); remove it to start again") from error
+    tensors: dict[str, dict[str, Tensor]] = {}
+    saved = record.pop("optimizer")
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        group, _, rest = key.partition(".")
+        if group == "optimizer":
+            index, _, name = rest.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        else:
+            tensors.setdefault(group, {})[rest] = value
+    for key, number in saved["numbers"].items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = number
+    return tensors, {"state": state, "param_groups": saved["groups"]}, record
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load what :func:`load` gave, keeping float32 counters as they are."""
+    for group, current in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+        for key, value in current.items():  # JSON turns tuples into lists
+            if isinstance(value, tuple):
+                group[key] = tuple(group[key])
+    optimizer.load_state_dict(saved)
