@@ -189,15 +189,15 @@ class _Term:
 def _named_terms(awareness: Awareness | None) -> list[_Term]:
     if awareness is None:
         awareness = EntropySegAwareLoss()
-    if isinstance(awareness, nn.Module) or _is_pair(awareness):
-        awareness = [awareness]
-    if not isinstance(awareness, (list, tuple, nn.ModuleList)):
+    alone = _is_pair(awareness) or (isinstance(awareness, nn.Module) and not isinstance(awareness, nn.ModuleList))
+    items: Any = [awareness] if alone else awareness
+    if not isinstance(items, (list, tuple, nn.ModuleList)):
         raise InputError(
             f"SegAwareWrapper: awareness is {kind(awareness)}; give a loss, a list of losses or (weight, loss) pairs,"
             " None for the default, () for fidelity alone"
         )
     terms: list[_Term] = []
-    for item in awareness:
+    for item in list(items):
         weight, loss = item if _is_pair(item) else (1.0, item)
         if not isinstance(loss, nn.Module):
             raise InputError(f"SegAwareWrapper: awareness holds {kind(loss)}; give losses (modules) or (weight, loss) pairs")

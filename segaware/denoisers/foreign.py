@@ -145,7 +145,7 @@ class SigmaPort:
         if form == "map":
             return cls("map")
         try:
-            arguments = inspect.signature(denoiser.forward).parameters
+            arguments = dict(inspect.signature(denoiser.forward).parameters)
         except (TypeError, ValueError):  # compiled or scripted
             arguments = {}
         for name in _SIGMA_NAMES:

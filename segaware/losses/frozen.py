@@ -53,6 +53,10 @@ class Frozen:
 
     @staticmethod
     def _freeze(network: nn.Module) -> nn.Module:
+        for module in network.modules():
+            # strides only: convolutions run faster so, and the consistency loss runs them twice
+            if isinstance(module, nn.Conv2d) and "weight" in module._parameters:
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         return network.requires_grad_(False).eval()
 
     def network(self, device: torch.device | None = None) -> nn.Module:

@@ -71,6 +71,8 @@ class PerceptualLoss(LossThroughNetwork):
     """
 
     name = "perceptual"
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

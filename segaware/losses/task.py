@@ -103,6 +103,7 @@ class TaskLoss(LossThroughNetwork):
     """
 
     name = "task"
+    class_weights: Tensor | None
 
     def __init__(
         self,

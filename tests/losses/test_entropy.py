@@ -91,7 +91,7 @@ def test_range_for_every_shape(batch, classes, height, width, scale):
         (torch.zeros(2, 1, 3, 3), "give two"),
         (torch.zeros(2, 4, 3, 3, dtype=torch.long), "return the scores"),
         (torch.zeros(4), r"\(B, K"),
-        ({"out": torch.zeros(2, 4, 3, 3)}, "adapter of segaware.segmenters"),
+        ({"out": torch.zeros(2, 4, 3, 3)}, "SegmenterAdapter"),
     ],
 )
 def test_what_are_no_logits(logits, mend):
