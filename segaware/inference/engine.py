@@ -215,8 +215,8 @@ class Engine:
                 level = level.flatten()  # one number per image, a form that every denoiser takes
         try:
             clean = self._module(noisy) if level is None else self._module(noisy, level)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
                 raise InputError(
                     f"not enough memory for a piece of {tuple(noisy.shape)} pixels; pass a smaller tile, e.g. 256"
                 ) from error

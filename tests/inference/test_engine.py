@@ -219,7 +219,7 @@ def test_nan_from_the_network(halve):
 
 def test_out_of_memory_names_the_tile(halve):
     def forward(noisy):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     network = halve()
     network.forward = forward
@@ -270,3 +270,31 @@ def test_cuda(network, level, precision):
     clean = denoise(noisy, network, sigma=level, device="cuda", precision=precision, tile=32)
     assert clean.device == noisy.device
     assert (clean - expected).abs().max() < (1e-5 if precision == "float32" else 0.05) * expected.abs().max()
+
+
+# wrapped networks
+
+
+@pytest.mark.parametrize("tile", ["auto", "whole", 16])
+def test_a_wrapped_denoiser_is_one(network, level, tile):
+    wrapper = segaware.SegAwareWrapper(network, ()).train()
+    noisy = torch.rand(1, 3, 40, 30)
+    expected = denoise(noisy, network, sigma=level)
+    assert torch.allclose(denoise(noisy, wrapper, sigma=level, tile=tile), expected, rtol=0, atol=1e-5)
+    assert wrapper.training and network.training
+
+
+def test_a_network_of_ones_own():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ConvTranspose2d(4, 3, 2, stride=2))
+    wrapper = segaware.SegAwareWrapper(body, (), predicts="noise", value_range=(0, 255), size_multiple=2)
+    noisy = torch.rand(2, 3, 13, 9)
+    with torch.no_grad():
+        assert torch.allclose(denoise(noisy, wrapper), wrapper(noisy), atol=1e-5)
+    with pytest.raises(InputError, match="'auto' or 'whole'"):
+        denoise(noisy, wrapper, tile=8)
+
+
+def test_a_wrapper_with_its_loss(monkeypatch, tmp_path):
+    """The segmenter of the loss is not needed to denoise, nor looked for."""
+    monkeypatch.setattr("segaware.entries._SHIPPED", tmp_path)
+    assert denoise(torch.rand(3, 9, 9), segaware.SegAwareWrapper(segaware.DnCNN(depth=3, width=4))).shape == (3, 9, 9)
