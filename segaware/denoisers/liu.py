@@ -121,6 +121,10 @@ class LiuDenoiser(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound)
                 if module.bias is not None:
                     nn.init.constant_(module.bias, 0.0 if isinstance(module, nn.ConvTranspose2d) else 0.2)
+        # Ours: the estimate starts small, so that the network starts near what the skip gives.
+        nn.init.zeros_(self.output.bias)
+        with torch.no_grad():
+            self.output.weight.mul_(0.1)
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="LiuDenoiser")

@@ -31,6 +31,9 @@ __all__ = ["FitResult", "fit"]
 #: Fields of a recipe that a resumed run may change: they decide when things are written, not what.
 _FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoint_seconds", "validation_sigmas", "validation_crop", "workers")
 
+#: Batches over which batch normalisation is measured before its statistics are fixed.
+_MEASURED = 50
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -151,6 +154,8 @@ class _Run:
         bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not (progress and self.main), mininterval=2)
         with bar, (self.out / "log.jsonl").open("a") if self.main else contextlib.nullcontext() as log:
             for batch in loader:
+                if recipe.fixed_norm_steps and self.step == max(0, recipe.steps - recipe.fixed_norm_steps):
+                    self.measure_batch_norm()
                 output = self.train_step(batch)
                 self.step += 1
                 bar.update()
@@ -178,8 +183,9 @@ class _Run:
         # dropout and the like: a function of the step, so that a resumed run draws the same
         torch.manual_seed((recipe.seed * 1_000_003 + self.step) * 65_537 + self.accelerator.process_index)
         self.wrapper.train()
-        if recipe.batch_norm == "fixed":
-            _fix_batch_norm(self.wrapper)
+        if self.step >= recipe.steps - recipe.fixed_norm_steps:
+            for module in _batch_norms(self.wrapper):
+                module.eval()
         rate = recipe.rate(self.step)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * rate
@@ -200,6 +206,22 @@ class _Run:
         if recipe.ema:
             self._update_average()
         return output
+
+    @torch.no_grad()
+    def measure_batch_norm(self) -> None:
+        """Replace running statistics, which lag behind the weights, by those of the coming batches."""
+        norms = _batch_norms(self.wrapper)
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over all batches
+        self.wrapper.train()
+        for step in range(self.step, min(self.step + _MEASURED, self.recipe.steps)) if norms else ():
+            batch = self.patches[step]
+            noisy = batch.noisy.to(self.device, memory_format=self.format)
+            self.wrapper(noisy, batch.sigma.to(self.device) if self.wrapper.takes_sigma else None)
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
 
     def row(self, output: WrapperOutput) -> dict[str, Any]:
         """One line of the log."""
@@ -308,10 +330,8 @@ def _optimizer(wrapper: SegAwareWrapper, recipe: Recipe) -> torch.optim.Optimize
     return kind(params, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def _fix_batch_norm(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+def _batch_norms(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
 
 def _gradient_norms(output: WrapperOutput) -> dict[str, float]:
@@ -329,8 +349,9 @@ def _same_recipe(saved: dict[str, Any], recipe: Recipe, step: int, out: Path) ->
     now, free = recipe.to_dict(), set(_FREE)
     if recipe.schedule == saved.get("schedule") == "trapezoid":
         # up to its fall the rate is constant, so until then the end is still open
-        if step <= min(recipe.steps - recipe.cooldown, saved["steps"] - saved["cooldown"]):
-            free |= {"steps", "cooldown"}
+        lasts = ("cooldown", "float32_steps", "fixed_norm_steps")
+        if all(step <= r["steps"] - r[name] or r[name] >= r["steps"] for r in (now, saved) for name in lasts):
+            free |= {"steps", "cooldown", "fixed_norm_steps", "float32_steps"}
     other = [k for k in now if k not in free and saved.get(k, now[k]) != now[k]]
     if other:
         changes = ", ".join(f"{k} {saved.get(k)} -> {now[k]}" for k in other)

@@ -16,7 +16,6 @@ _CHOICES = {
     "optimizer": ("adam", "adamw", "muon"),
     "schedule": ("cosine", "multistep", "trapezoid", "constant"),
     "precision": ("auto", "bf16", "fp16", "float32"),
-    "batch_norm": ("train", "fixed"),
 }
 
 
@@ -51,10 +50,10 @@ class Recipe:
         precision: ``"auto"`` = bf16 where the device computes in it, else float32.
         float32_steps: this many last steps in float32 whatever ``precision``.
         channels_last: memory format of network and images.
-        batch_norm: ``"train"`` = batch statistics; ``"fixed"`` = the statistics stay as they
-            are in training as in use, and the layer is a learned scale and shift. What a blind
-            denoiser learns on batch statistics, which tell it the noise of the other images of
-            the batch, is partly lost in use.
+        fixed_norm_steps: this many last steps run batch normalisation on fixed statistics, measured
+            anew before the first of them; as many as ``steps`` = never on batch statistics. What a blind
+            denoiser learns from those of a batch, which tell it the noise of the other images, is
+            partly lost in use.
         flips: draw one of the eight flips and quarter turns for each patch.
         seed: of patches and noise. What step s sees is a function of (seed, s) alone.
         log_every, validate_every, checkpoint_every: steps; checkpoint_seconds: also after so long.
@@ -86,7 +85,7 @@ class Recipe:
     precision: str = "auto"
     float32_steps: int = 0
     channels_last: bool = True
-    batch_norm: str = "train"
+    fixed_norm_steps: int = 0
     flips: bool = True
     seed: int = 0
     log_every: int = 100
@@ -106,7 +105,7 @@ class Recipe:
         for field in ("steps", "batch_size", "patch_size", "log_every", "validate_every", "checkpoint_every", "validation_crop"):
             if getattr(self, field) < 1:
                 raise TrainingError(f"recipe: {field} {getattr(self, field)} must be at least 1")
-        for field in ("cooldown", "warmup", "float32_steps", "workers", "weight_decay"):
+        for field in ("cooldown", "warmup", "float32_steps", "fixed_norm_steps", "workers", "weight_decay"):
             if getattr(self, field) < 0:
                 raise TrainingError(f"recipe: {field} {getattr(self, field)} must not be negative")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
