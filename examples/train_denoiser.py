@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="dncnn", choices=sorted(DENOISERS))
     parser.add_argument("--channels", type=int, default=3, choices=(1, 3))
     parser.add_argument("--start-from", help="weights to begin with: a zoo name or a model folder")
+    parser.add_argument("--hold-identity", action="store_true", help="ffdnet: train the noise alone (much faster)")
     parser.add_argument("--awareness", default="none", choices=("none", "entropy", "pseudo-label", "consistency"))
     parser.add_argument("--segmenter", default="fpn-camvid", help="frozen segmenter of the awareness term")
     parser.add_argument("--gamma", type=float, default=1.0, help="weight of the awareness term")
@@ -54,6 +55,8 @@ def main() -> None:
         step = len(files) // args.hold_out if args.hold_out else 0
         held = files[step // 2 :: step][: args.hold_out] if step else []
         denoiser = from_pretrained(args.start_from) if args.start_from else DENOISERS[args.model](channels=args.channels)
+        if args.hold_identity:
+            denoiser.hold_identity()
         wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma)
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
         result = fit(wrapper, [f for f in files if f not in held], recipe, args.out, validation=held or None)

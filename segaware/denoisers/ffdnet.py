@@ -51,6 +51,7 @@ class FFDNet(nn.Module):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True)]
         layers.append(nn.Conv2d(width, 4 * channels, 3, padding=1))
         self.body = nn.Sequential(*layers)
+        self._carried = min(4 * channels, width)
         self._init_weights()
 
     @torch.no_grad()
@@ -59,7 +60,7 @@ class FFDNet(nn.Module):
         # pass the image on. So it starts as the identity: the folded pixels ride on the first
         # channels, lifted by 1 to survive the ReLUs, and the other channels start as random rotations.
         convs = [module for module in self.body if isinstance(module, nn.Conv2d)]
-        carried = min(self.config["channels"] * 4, self.config["width"])
+        carried = self._carried
         for i, conv in enumerate(convs):
             bias = conv.bias
             assert bias is not None
@@ -77,6 +78,21 @@ class FFDNet(nn.Module):
             if i == 0 or last:
                 bias[:carried] = -1 if last else 1
 
+    def hold_identity(self) -> None:
+        """From now on training leaves the channels that carry the image as they are.
+
+        The other channels then learn the noise alone, as in a network with a skip from input to
+        output, and much faster: every step on the carrying weights would disturb the image itself.
+        The network stays a plain FFDNet; what is given up is an eighth of its width. Works on
+        gradients, so use it without weight decay, on a fresh network or one trained so.
+        """
+        convs = [module for module in self.body if isinstance(module, nn.Conv2d)]
+        for conv in convs:
+            lanes = (slice(None), slice(self._carried)) if conv is convs[-1] else slice(self._carried)
+            for parameter in (conv.weight,) if conv is convs[-1] else (conv.weight, conv.bias):
+                assert parameter is not None
+                parameter.register_hook(lambda gradient, lanes=lanes: _zeroed(gradient, lanes))
+
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="FFDNet")
         level = sigma_map(sigma, noisy, where="FFDNet")
@@ -86,3 +102,9 @@ class FFDNet(nn.Module):
         level = level[:, :, ::2, ::2].expand(-1, -1, folded.shape[2], folded.shape[3])
         clean = F.pixel_shuffle(self.body(torch.cat([folded, level.to(folded)], dim=1)), 2)
         return clean[:, :, :height, :width]
+
+
+def _zeroed(gradient: Tensor, lanes: slice | tuple[slice, slice]) -> Tensor:
+    gradient = gradient.clone()
+    gradient[lanes] = 0
+    return gradient

@@ -122,6 +122,7 @@ class LiuDenoiser(nn.Module):
                 if module.bias is not None:
                     nn.init.constant_(module.bias, 0.0 if isinstance(module, nn.ConvTranspose2d) else 0.2)
         # Ours: the estimate starts small, so that the network starts near what the skip gives.
+        assert self.output.bias is not None
         nn.init.zeros_(self.output.bias)
         with torch.no_grad():
             self.output.weight.mul_(0.1)

@@ -54,3 +54,27 @@ def test_gradient_reaches_a_sigma_map():
 def test_no_batch_normalisation():
     assert not [m for m in FFDNet().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert FFDNet().info.takes_sigma and FFDNet().info.receptive_field == pytest.approx(50)
+
+
+def test_held_identity_stays_and_the_rest_learns():
+    torch.manual_seed(0)
+    model = FFDNet(depth=4, width=24)
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    model.hold_identity()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    noisy = torch.rand(2, 3, 12, 12)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(noisy, sigma=0.1).square().mean().backward()
+        optimizer.step()
+    for key, value in model.named_parameters():
+        moved = value.detach() != before[key]
+        last = key.startswith("body.6")
+        held = moved[:, :12] if last and value.ndim == 4 else moved[:12] if not last else moved[:0]
+        free = moved[:, 12:] if last and value.ndim == 4 else moved[12:] if not last else moved
+        assert not held.any() and free.any(), key
+    # the carried pixels still pass: without the other channels the network is the identity
+    with torch.no_grad():
+        model.body[-1].weight[:, 12:] = 0
+        model.body[-1].bias[:] = -1
+    torch.testing.assert_close(model(noisy, sigma=0.1), noisy, rtol=0, atol=1e-5)
