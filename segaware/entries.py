@@ -94,7 +94,8 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
     file = Path(folder) / WEIGHTS
     if not file.is_file():
         raise WeightsError(f"{folder}: no {WEIGHTS}; a model folder holds {CONFIG} and {WEIGHTS}")
-    model = build(config["architecture"], config["arguments"])
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but not at the caller's expense
+        model = build(config["architecture"], config["arguments"])
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     try:
         with safe_open(file, framework="pt") as tensors:

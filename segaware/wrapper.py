@@ -121,6 +121,11 @@ class SegAwareWrapper(nn.Module):
         return self.info.takes_sigma
 
     @property
+    def term_weights(self) -> dict[str, float]:
+        """The factor of each awareness term in the loss, gamma included, by the name it is logged under."""
+        return {term.name: self.gamma * term.weight for term in self._awareness}
+
+    @property
     def info(self) -> DenoiserInfo:
         """The denoiser's own statement, with what the wrapper adds; built from the arguments where it has none."""
         return self._call.info(self.denoiser)

@@ -62,9 +62,8 @@ class Frozen:
     def network(self, device: torch.device | None = None) -> nn.Module:
         """The network; the shipped one is loaded here if it was not yet."""
         if self._network is None:
-            # Building draws initial weights: leave the training run's random numbers alone, so that
-            # a resumed run stays equal. And the first caller may be a validation in inference mode.
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device("cpu"):
+            # the first caller may be a validation in inference mode
+            with torch.inference_mode(False), torch.device("cpu"):
                 self._network = self._freeze(load_entry(shipped_folder(DEFAULT_SEGMENTER)))
             if device is not None:
                 self._network.to(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segaware.errors import TrainingError
 
-__all__ = ["latest", "load", "save"]
+__all__ = ["latest", "load", "restore_optimizer", "save"]
 
 _PREFIX = "checkpoint-"
 
@@ -58,19 +58,23 @@ def save(out: str | os.PathLike[str], step: int, tensors: dict[str, dict[str, Te
     flat = {key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}
     partial, final = out / f".{_PREFIX}{step}.partial", out / f"{_PREFIX}{step}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for stale in out.glob(f".{_PREFIX}*.partial"):  # of a run that was killed while saving
+            shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(flat, partial / "state.safetensors")
         state = {**record, "step": step, "optimizer": {"numbers": numbers, "groups": optimizer["param_groups"]}}
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
+        (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for file in partial.iterdir():  # on the disk before it gets its name: a power cut must not empty it
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        if final.exists():  # a folder cannot be replaced in one go
+            os.replace(final, out / f".{_PREFIX}{step}.old.partial")
         os.replace(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(f"{final}: checkpoint cannot be written ({error}); free space or choose another folder, then resume") from error
-    for _, older in _found(out):
-        if older != final:
-            shutil.rmtree(older, ignore_errors=True)
+    for old in [p for _, p in _found(out) if p != final] + list(out.glob(f".{_PREFIX}*.partial")):
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -83,7 +87,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
     folder = Path(folder)
     try:
         flat = load_file(folder / "state.safetensors")
-        record = json.loads((folder / "state.json").read_text())
+        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise TrainingError(f"{folder}: damaged checkpoint ({error}); remove it to start again") from error
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -103,9 +107,17 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load what :func:`load` gave, keeping float32 counters as they are."""
+    """Load what :func:`load` gave, in the memory format of the weights: a step goes as fast as before.
+
+    Raises:
+        ValueError: groups or weights of another network.
+    """
     for group, current in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
         for key, value in current.items():  # JSON turns tuples into lists
             if isinstance(value, tuple):
                 group[key] = tuple(group[key])
     optimizer.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)

@@ -1,7 +1,8 @@
 """Patches and noise for training: what step s sees is a function of (seed, s) alone.
 
 So a run that was killed goes on with the very batches it would have seen, in any number of
-worker processes, and n processes with batch b see what one process with batch n * b sees.
+worker processes, and n processes with batch b share what one process with batch n * b sees. They
+take turns, so that each of them meets all noise levels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from segaware.errors import InputError, SegawareError, TrainingError
 from segaware.noise import add_gaussian, add_poisson
 from segaware.training.recipe import Recipe
 
-__all__ = ["Batch", "ImageFiles", "Patches", "image_files", "open_images"]
+__all__ = ["Batch", "ImageFiles", "Patches", "as_float", "check_readable", "degrade", "image_files", "open_images"]
 
 #: Decoded images are kept in memory up to this many bytes; the rest is decoded anew each time.
 _CACHE_BYTES = 2 << 30
@@ -64,6 +65,20 @@ class ImageFiles(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
+    def read_all(self) -> None:
+        """Read what will be kept in memory; TrainingError with all the files among it that cannot be used."""
+        bad = []
+        for index in range(len(self)):
+            if self._bytes >= _CACHE_BYTES:
+                break
+            try:
+                self[index]
+            except SegawareError as error:
+                bad.append(str(error))
+        if bad:
+            shown = "\n".join(f"  {line}" for line in bad[:10]) + ("\n  ..." if len(bad) > 10 else "")
+            raise TrainingError(f"{len(bad)} of {len(self)} training images cannot be used; take them out or repair them:\n{shown}")
+
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         if index in self._kept:
             return self._kept[index]
@@ -72,7 +87,8 @@ class ImageFiles(Sequence[Tensor]):
             pixels = np.repeat(pixels, 3, axis=2)
         if pixels.shape[2] != self.channels:
             raise TrainingError(
-                f"{self.files[index]}: {pixels.shape[2]} channels, the denoiser takes {self.channels}; convert the file or build it with channels={pixels.shape[2]}"
+                f"{self.files[index]}: {pixels.shape[2]} channels, the denoiser takes {self.channels};"
+                f" convert the file, or build the denoiser with channels={pixels.shape[2]}"
             )
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self._bytes + image.nbytes <= _CACHE_BYTES:
@@ -124,9 +140,11 @@ class Patches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         size = self.recipe.batch_size
-        parts = [self._one(step, self.process * size + i, size * self.processes) for i in range(size)]
+        parts = [self._one(step, i * self.processes + self.process, size * self.processes) for i in range(size)]
         noisy, clean = torch.stack([p[0] for p in parts]), torch.stack([p[1] for p in parts])
         labels = [p[3] for p in parts if p[3] is not None]
+        if 0 < len(labels) < size:
+            raise InputError("training data: some images have labels and some have none; give labels with all, or with none")
         return Batch(noisy, clean, torch.tensor([p[2] for p in parts]), torch.stack(labels) if labels else None)
 
     def _one(self, step: int, place: int, total: int) -> tuple[Tensor, Tensor, float, Tensor | None]:
@@ -140,24 +158,30 @@ class Patches(Dataset[Batch]):
         image, labels = item if isinstance(item, (tuple, list)) else (item, None)
         if not isinstance(image, Tensor) or image.ndim != 3:
             raise InputError(f"training image: expected a tensor (C, H, W), got {getattr(image, 'shape', type(image).__name__)}")
-        maps = isinstance(labels, Tensor) and labels.ndim == 2
+        labels = None if labels is None else torch.as_tensor(labels).long()
+        maps = labels is not None and labels.ndim == 2
+        if labels is not None and labels.ndim and labels.shape != image.shape[1:]:
+            raise InputError(f"training labels: shape {tuple(labels.shape)} for an image {tuple(image.shape)}; give (H, W) or one class")
         image = _at_least(image, recipe.patch_size)
         top, left = draw(image.shape[1] - recipe.patch_size + 1), draw(image.shape[2] - recipe.patch_size + 1)
         window = (..., slice(top, top + recipe.patch_size), slice(left, left + recipe.patch_size))
         turn = draw(8) if recipe.flips else 0
         clean = _turned(as_float(image[window]), turn)
-        if maps:
+        if labels is not None and maps:
             labels = _turned(_at_least(labels, recipe.patch_size, fill=255)[window], turn)
-        labels = None if labels is None else torch.as_tensor(labels).long()
 
         low, high = (level / 255 for level in recipe.sigma)
         sigma = low + (high - low) * (place + float(torch.rand((), generator=generator))) / total
-        batch = clean[None]
-        if recipe.noise != "gaussian":
-            batch = add_poisson(batch, peak=recipe.peak, generator=generator)
-        if recipe.noise != "poisson":
-            batch = add_gaussian(batch, sigma, generator=generator)
-        return batch[0], clean.contiguous(), sigma, labels
+        return degrade(clean[None], recipe, sigma, generator)[0], clean.contiguous(), sigma, labels
+
+
+def degrade(clean: Tensor, recipe: Recipe, sigma: float, generator: torch.Generator) -> Tensor:
+    """``clean`` ``(B, C, H, W)`` with the recipe's kind of noise; ``sigma`` on the [0, 1] scale."""
+    if recipe.noise != "gaussian":
+        clean = add_poisson(clean, peak=recipe.peak, generator=generator)
+    if recipe.noise != "poisson":
+        clean = add_gaussian(clean, sigma, generator=generator)
+    return clean
 
 
 def _at_least(image: Tensor, side: int, fill: int | None = None) -> Tensor:
@@ -181,7 +205,13 @@ def _turned(patch: Tensor, turn: int) -> Tensor:
 
 
 def check_readable(images: Any) -> None:
-    """Read the first image now, so that a wrong folder fails before the training starts."""
+    """Read images now, so that a wrong folder or a bad file is told before the training starts, not after hours.
+
+    Of files, those that fit into memory; of another sequence, the first.
+    """
+    if isinstance(images, ImageFiles):
+        images.read_all()
+        return
     try:
         images[0]
     except SegawareError:

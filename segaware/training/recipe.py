@@ -19,6 +19,10 @@ _CHOICES = {
 }
 
 
+#: Fields that a resumed run may change: they decide when things are written, not what.
+_FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoint_seconds", "validation_sigmas", "validation_crop", "workers")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything of a training but the network, the loss and the images.
@@ -98,26 +102,40 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in ("sigma", "milestones", "validation_sigmas"):  # lists, when they come from JSON
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+            value = getattr(self, field)
+            if not isinstance(value, (tuple, list)):
+                raise TrainingError(f"recipe: {field} {value!r} must be a tuple, e.g. ({value!r}, {value!r})")
+            object.__setattr__(self, field, tuple(value))
         for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
                 raise TrainingError(f"recipe: {field} {getattr(self, field)!r}; {closest(str(getattr(self, field)), known)}")
         for field in ("steps", "batch_size", "patch_size", "log_every", "validate_every", "checkpoint_every", "validation_crop"):
-            if getattr(self, field) < 1:
-                raise TrainingError(f"recipe: {field} {getattr(self, field)} must be at least 1")
-        for field in ("cooldown", "warmup", "float32_steps", "fixed_norm_steps", "workers", "weight_decay"):
-            if getattr(self, field) < 0:
-                raise TrainingError(f"recipe: {field} {getattr(self, field)} must not be negative")
+            self._whole(field, 1)
+        for field in ("cooldown", "warmup", "float32_steps", "fixed_norm_steps", "workers", "seed"):
+            self._whole(field, 0)
+        if not 0 <= self.weight_decay < math.inf:
+            raise TrainingError(f"recipe: weight_decay {self.weight_decay:g} must be zero or positive")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
             raise TrainingError(f"recipe: sigma {self.sigma} must be (lowest, highest) in 8-bit units, within 0 and 255")
-        if 0 < self.sigma[1] <= 1:
-            raise TrainingError(f"recipe: sigma {self.sigma} looks like the [0, 1] scale; recipes are in 8-bit units, times 255")
-        if not 0 < self.learning_rate < math.inf:
-            raise TrainingError(f"recipe: learning_rate {self.learning_rate:g} must be positive")
+        for field in ("sigma", "validation_sigmas"):
+            levels = getattr(self, field)
+            if not all(0 <= level <= 255 for level in levels):
+                raise TrainingError(f"recipe: {field} {levels} must lie within 0 and 255, the 8-bit scale")
+            if levels and 0 < max(levels) <= 1:
+                raise TrainingError(f"recipe: {field} {levels} looks like the [0, 1] scale; recipes are in 8-bit units, times 255")
+        for field in ("learning_rate", "matrix_learning_rate", "peak", "decay"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise TrainingError(f"recipe: {field} {value:g} must be positive")
         if not 0 <= self.ema < 1:
             raise TrainingError(f"recipe: ema {self.ema:g} must be in [0, 1), e.g. 0.999; 0 = none")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise TrainingError(f"recipe: clip_norm {self.clip_norm:g} must be positive, or None for no clipping")
+
+    def _whole(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise TrainingError(f"recipe: {field} {value!r} must be a whole number, at least {least}")
 
     def rate(self, step: int) -> float:
         """The factor of the learning rate at ``step`` (0 is the first)."""
@@ -129,6 +147,22 @@ class Recipe:
         elif self.schedule == "trapezoid" and self.cooldown:
             factor = min(1.0, (self.steps - step) / self.cooldown)
         return factor * min(1.0, (step + 1) / self.warmup) if self.warmup else factor
+
+    def changes(self, saved: dict[str, Any], step: int) -> dict[str, tuple[Any, Any]]:
+        """Fields, with both values, in which this recipe would not go on at ``step`` as ``saved`` began."""
+        now, free = self.to_dict(), set(_FREE)
+        if self.schedule == saved.get("schedule") == "trapezoid":
+            # up to its fall the rate is constant, so until then the end is still open; and so with
+            # what is kept for the last steps, unless it is for all of them
+            both = (now, now | saved)
+            fall = [step <= r["steps"] - r["cooldown"] for r in both]
+            lasts = ("float32_steps", "fixed_norm_steps")
+            open_end = [
+                all(r[name] >= r["steps"] for r in both) or all(step <= r["steps"] - r[name] for r in both) for name in lasts
+            ]
+            if all(fall + open_end):
+                free |= {"steps", "cooldown", *lasts}
+        return {k: (saved[k], now[k]) for k in now if k not in free and k in saved and saved[k] != now[k]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

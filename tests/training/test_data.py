@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segaware.errors import TrainingError
+from segaware.errors import InputError, TrainingError
 from segaware.training import Recipe
-from segaware.training.data import ImageFiles, Patches, image_files, open_images
+from segaware.training.data import ImageFiles, Patches, check_readable, image_files, open_images
 
 RECIPE = Recipe(steps=10, batch_size=4, patch_size=16)
 
@@ -34,7 +34,10 @@ def test_two_processes_share_the_batch_of_one():
     whole = Patches(images(), dataclasses.replace(RECIPE, batch_size=8))[3]
     parts = [Patches(images(), RECIPE, process=i, processes=2)[3] for i in range(2)]
     for name in ("noisy", "clean", "sigma"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        taken_in_turns = torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1)
+        assert torch.equal(getattr(whole, name), taken_in_turns)
+    for part in parts:  # each meets low and high noise, which batch normalisation would tell
+        assert part.sigma.min() < 14 / 255 and part.sigma.max() > 41 / 255
 
 
 def test_blind_sigma_is_uniform_and_the_noise_has_it():
@@ -81,6 +84,29 @@ def test_small_images_are_extended_and_their_labels_ignored():
     assert torch.all(batch.labels[:, :5] == 1) and torch.all(batch.labels[:, 5:] == 255)
 
 
+def test_labels_that_do_not_fit():
+    with pytest.raises(InputError, match=r"give \(H, W\) or one class"):
+        Patches([(torch.rand(3, 20, 20), torch.zeros(20, 21))], RECIPE)[0]
+    with pytest.raises(InputError, match="with all, or with none"):
+        Patches([(torch.rand(3, 20, 20), 7), torch.rand(3, 20, 20)], RECIPE)[0]
+    as_arrays = Patches([(torch.rand(3, 20, 20), np.ones((20, 20), dtype=np.uint8))], RECIPE)[0]
+    assert as_arrays.labels.shape == (4, 16, 16)
+
+
+def test_bad_files_are_named_before_the_start(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 1), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "thin.png")
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(tmp_path / "alpha.png")
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "thin.png").read_bytes()[:60])
+    with pytest.raises(TrainingError, match="2 of 4") as caught:
+        check_readable(open_images(tmp_path, 3))
+    assert "cut.png" in str(caught.value) and "deep.png" in str(caught.value) and "thin.png" not in str(caught.value)
+    good = open_images([tmp_path / "thin.png", tmp_path / "alpha.png"], 3)
+    check_readable(good)
+    assert Patches(good, RECIPE)[0].clean.shape == (4, 3, 16, 16)
+
+
 def test_class_labels_pass():
     assert Patches([(torch.rand(3, 20, 20), 7)], RECIPE)[0].labels.tolist() == [7, 7, 7, 7]
 
@@ -111,6 +137,12 @@ def test_files(tmp_path):
         ({"ema": 1.0}, "ema"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"matrix_learning_rate": -1.0}, "matrix_learning_rate"),
+        ({"steps": 1e5}, "whole number"),
+        ({"seed": -1}, "seed"),
+        ({"sigma": 25.0}, r"\(25.0, 25.0\)"),
+        ({"validation_sigmas": (0.1,)}, "8-bit units"),
+        ({"peak": 0.0}, "peak"),
     ],
 )
 def test_senseless_recipes(change, message):
