@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ConditionEncoder": "segaware.layers.sft",
     "ConsistencyLoss": "segaware.losses.consistency",
+    "DDFN": "segaware.denoisers.ddfn",
     "DnCNN": "segaware.denoisers.dncnn",
     "EntropySegAwareLoss": "segaware.losses.entropy",
     "FFDNet": "segaware.denoisers.ffdnet",
     "FPNSegmenter": "segaware.segmenters.fpn",
+    "HRNetSegmenter": "segaware.segmenters.hrnet",
     "LiuDenoiser": "segaware.denoisers.liu",
     "PerceptualLoss": "segaware.losses.perceptual",
     "PseudoLabelLoss": "segaware.losses.pseudo_label",
+    "SDABN": "segaware.cascade",
+    "SDB": "segaware.cascade",
+    "SFTLayer": "segaware.layers.sft",
     "SegAwareWrapper": "segaware.wrapper",
     "TaskLoss": "segaware.losses.task",
     "denoise": "segaware.inference.engine",
@@ -43,15 +49,19 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from segaware.cascade import SDABN, SDB
+    from segaware.denoisers.ddfn import DDFN
     from segaware.denoisers.dncnn import DnCNN
     from segaware.denoisers.ffdnet import FFDNet
     from segaware.denoisers.liu import LiuDenoiser
     from segaware.inference.engine import denoise
+    from segaware.layers.sft import ConditionEncoder, SFTLayer
     from segaware.losses.consistency import ConsistencyLoss
     from segaware.losses.entropy import EntropySegAwareLoss
     from segaware.losses.perceptual import PerceptualLoss
     from segaware.losses.pseudo_label import PseudoLabelLoss
     from segaware.losses.task import TaskLoss
     from segaware.segmenters.fpn import FPNSegmenter
+    from segaware.segmenters.hrnet import HRNetSegmenter
     from segaware.wrapper import SegAwareWrapper
     from segaware.zoo.load import from_pretrained, list_models

@@ -15,7 +15,12 @@ ARCHITECTURES: dict[str, str] = {
     "DnCNN": "segaware.denoisers.dncnn:DnCNN",
     "FFDNet": "segaware.denoisers.ffdnet:FFDNet",
     "LiuDenoiser": "segaware.denoisers.liu:LiuDenoiser",
+    "DDFN": "segaware.denoisers.ddfn:DDFN",
     "FPNSegmenter": "segaware.segmenters.fpn:FPNSegmenter",
+    "HRNetSegmenter": "segaware.segmenters.hrnet:HRNetSegmenter",
+    "SDB": "segaware.cascade:SDB",
+    "SDABN": "segaware.cascade:SDABN",
+    "IgnoreCondition": "segaware.cascade:IgnoreCondition",
 }
 
 
