@@ -6,6 +6,7 @@ import click
 
 from segaware import __version__
 from segaware.cli.denoise import denoise
+from segaware.cli.evaluate import evaluate
 from segaware.cli.models import models
 
 __all__ = ["main"]
@@ -19,9 +20,11 @@ def main() -> None:
     \b
     segaware denoise noisy.png -o clean.png
     segaware denoise photos/ -o denoised/
+    segaware evaluate photos/ --sigma 25
     segaware models
     """
 
 
 main.add_command(denoise)
+main.add_command(evaluate)
 main.add_command(models)

@@ -1,0 +1,201 @@
+"""From rows to figures with intervals, comparisons, who is best where that can be said, and a verdict in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from segaware.errors import EvaluationError
+from segaware.evaluation.results import Measure, Results
+from segaware.evaluation.significance import (
+    Comparison,
+    compare,
+    holm,
+    interval,
+    iou,
+    pooled_t,
+    replicates,
+    resample,
+    statistic,
+)  # fmt: skip
+
+__all__ = ["Entry", "Summary", "summarise"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of the tables.
+
+    Args:
+        value, low, high: over the images that this contestant has, with the bootstrap interval (NaN under two units).
+        n: images that count.
+        failed: images without a value.
+        mark: "best" if ahead of every other method by an interval that leaves out zero, at a level
+            corrected for their number; "tied" for all that cannot be told from the leader; else "".
+        per_class: IoU of each class, for mIoU and consistency.
+    """
+
+    measure: str
+    noise: str
+    contestant: str
+    value: float
+    low: float
+    high: float
+    n: int
+    failed: int
+    mark: str = ""
+    per_class: tuple[float, ...] = ()
+
+
+@dataclass
+class Summary:
+    """All figures of a report."""
+
+    results: Results
+    entries: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
+    comparisons: dict[tuple[str, str], list[Comparison]] = field(default_factory=dict)
+
+    def entry(self, measure: str, noise: str, contestant: str) -> Entry | None:
+        """One figure, or None where nothing was measured."""
+        return self.entries.get((measure, noise, contestant))
+
+    def comparison(self, measure: str, noise: str, first: str, second: str) -> Comparison | None:
+        """``first`` minus ``second``, whichever way it was computed."""
+        for found in self.comparisons.get((measure, noise), ()):
+            if (found.first, found.second) == (first, second):
+                return found
+            if (found.first, found.second) == (second, first):
+                return dataclasses.replace(
+                    found, first=first, second=second, difference=-found.difference, low=-found.high, high=-found.low
+                )
+        return None
+
+    def verdict(self) -> list[str]:
+        """What a reader wants to know first: does denoising help, and whose."""
+        lines = []
+        for noise in self.results.noises:
+            for measure in self.results.measures:
+                if (measure.major and noise != "clean") or (noise == "clean" and measure.key.startswith("changed")):
+                    line = _sentence(self, measure, noise)
+                    if line:
+                        lines.append(line)
+        return lines
+
+
+def summarise(results: Results, *, seed: int = 0) -> Summary:
+    """All figures, intervals, pairwise comparisons and marks. ``seed`` is of the bootstrap."""
+    summary = Summary(results)
+    n = len(results.images)
+    weights = resample(n, block=results.block, seed=seed)
+    for measure in results.measures:
+        for k, noise in enumerate(results.noises):
+            data = [results.data(measure, c, k) for c in range(len(results.names))]
+            for c, name in enumerate(results.names):
+                entry = _entry(results, measure, noise, name, data[c], weights)
+                if entry is not None:
+                    summary.entries[measure.key, noise, name] = entry
+            summary.comparisons[measure.key, noise] = _compare_all(results, measure, k, data, weights)
+            _mark(summary, measure, noise, data, weights)
+    return summary
+
+
+def _figure(data: Any, kind: str) -> float:
+    return float(statistic(data.mean(0) if kind == "mean" else data.sum(0), kind))
+
+
+def _entry(results: Results, measure: Measure, noise: str, name: str, data: Any, weights: Any) -> Entry | None:
+    known = ~np.isnan(data).any(tuple(range(1, data.ndim)))
+    if not known.any():
+        return None
+    here = data[known]
+    value = _figure(here, measure.kind)
+    low = high = math.nan
+    if np.isfinite(here).all():
+        units = -(-len(here) // results.block)
+        low, high = interval(value, replicates(here, weights[:, known], measure.kind), level=results.protocol.level, units=units)
+    low, high = _bounded(measure, value, low, high)
+    classes = tuple(float(v) for v in iou(here.sum(0))) if measure.kind == "iou" else ()
+    return Entry(measure.key, noise, name, value, low, high, int(known.sum()), int((~known).sum()), per_class=classes)
+
+
+def _bounded(measure: Measure, value: float, low: float, high: float) -> tuple[float, float]:
+    """Shares stay in [0, 1] however wide few images make the interval."""
+    return (max(0.0, low), min(1.0, high)) if measure.kind != "mean" and not math.isnan(low) else (low, high)
+
+
+def _compare_all(results: Results, measure: Measure, k: int, data: list[Any], weights: Any) -> list[Comparison]:
+    found = []
+    names = results.names
+    for a in range(len(names)):
+        for b in range(a):
+            one = compare(
+                data[a], data[b], weights, kind=measure.kind, level=results.protocol.level, block=results.block, names=(names[a], names[b])
+            )
+            if one.n:
+                found.append(dataclasses.replace(one, p_draws=_over_draws(results, measure, k, a, b)))
+    return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+
+
+def _over_draws(results: Results, measure: Measure, k: int, a: int, b: int) -> float | None:
+    """U-SAID's test: each draw gives one figure of the whole set a method."""
+    draws = results.protocol.draws_of(results.protocol.conditions[k])
+    if draws < 2:
+        return None
+    figures = np.array([[_figure(results.data(measure, c, k, d), measure.kind) for d in range(draws)] for c in (a, b)])
+    if not np.isfinite(figures).all():
+        return None
+    (m1, m2), (v1, v2) = figures.mean(1), figures.var(1, ddof=1)
+    try:
+        return pooled_t(m1, v1, m2, v2, draws, draws)[1]
+    except EvaluationError:  # no scipy
+        return None
+
+
+def _mark(summary: Summary, measure: Measure, noise: str, data: list[Any], weights: Any) -> None:
+    """The leader is best only if it beats each other one; else all that it cannot be told from are tied with it."""
+    results = summary.results
+    here = [(c, summary.entries[measure.key, noise, name]) for c, name in enumerate(results.names) if (measure.key, noise, name) in summary.entries]
+    here = [(c, entry) for c, entry in here if math.isfinite(entry.value) and not (noise == "clean" and entry.contestant == "noisy")]
+    if len(here) < 2:
+        return
+    lead, leader = max(here, key=lambda pair: measure.better * pair[1].value)
+    level = 1 - (1 - results.protocol.level) / (len(here) - 1)
+    tied = []
+    for c, entry in here:
+        if c == lead:
+            continue
+        gap = compare(data[lead], data[c], weights, kind=measure.kind, level=level, block=results.block)
+        if not (gap.low > 0 if measure.better > 0 else gap.high < 0):
+            tied.append(entry)
+    marks = [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]
+    for entry, mark in marks:
+        summary.entries[measure.key, noise, entry.contestant] = dataclasses.replace(entry, mark=mark)
+
+
+def _sentence(summary: Summary, measure: Measure, noise: str) -> str:
+    entries = [e for (m, n, _), e in summary.entries.items() if m == measure.key and n == noise and e.contestant != "noisy"]
+    entries = [e for e in entries if math.isfinite(e.value)]
+    if not entries:
+        return ""
+    what = f"{noise}, {measure.title}: "
+    if noise == "clean":
+        best = min(entries, key=lambda e: e.value)
+        return f"On clean input the gentlest by {measure.judge} is {best.contestant}: {measure.text(best.value)} % of the pixels change class."
+    leader = max(entries, key=lambda e: measure.better * e.value)
+    others = [e.contestant for e in entries if e.mark == "tied" and e is not leader]
+    text = f"{leader.contestant} {measure.text(leader.value)}"
+    if leader.mark == "best":
+        text += ", ahead of all others"
+    elif others:
+        text += f", not to be told from {', '.join(others)}"
+    gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
+    if gap is not None and not math.isnan(gap.low):
+        helps = gap.low > 0 if measure.better > 0 else gap.high < 0
+        harms = gap.high < 0 if measure.better > 0 else gap.low > 0
+        word = "denoising helps" if helps else "denoising does harm" if harms else "whether denoising helps cannot be said"
+        text += f"; {word} ({measure.text(gap.difference, signed=True)} [{measure.text(gap.low, signed=True)}, {measure.text(gap.high, signed=True)}] against noisy)"
+    return what + text + "."
