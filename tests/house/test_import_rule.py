@@ -13,8 +13,8 @@ PACKAGE = Path(segaware.__file__).parent
 #: one room (the ground floor). A new room gets its floor here.
 FLOORS = [
     ["errors contracts checks registry"],
-    ["layers", "noise", "image_io", "entries"],
-    ["denoisers", "segmenters", "losses", "metrics", "niqe"],
+    ["layers", "noise", "image_io", "entries", "luma"],
+    ["denoisers", "segmenters", "losses", "metrics task_metrics label_free detection", "niqe niqe_features"],
     ["wrapper", "cascade", "inference"],
     ["training", "evaluation"],
     ["zoo", "export", "doctor"],
