@@ -34,7 +34,7 @@ EXTENSIONS = {
 _FORMATS = tuple(sorted(set(EXTENSIONS.values())))
 _WRITING: dict[str, dict[str, Any]] = {
     "BMP": {},
-    "JPEG": {"quality": 95, "subsampling": 0, "optimize": True},  # colour at full resolution: no new artefacts
+    "JPEG": {"quality": 95, "subsampling": 0},  # colour at full resolution; optimised, Pillow fails on noise
     "PNG": {"compress_level": 4},
     "TIFF": {},  # uncompressed: Pillow's compressed writer cannot take an EXIF block along
     "WEBP": {"lossless": True, "quality": 50, "exact": True},  # quality is effort here; exact: colours under alpha stay

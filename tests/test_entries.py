@@ -140,3 +140,10 @@ def test_every_shipped_model_loads_and_says_what_it_knows(name):
     assert type(model).__name__ == config["architecture"]
     assert (folder / "README.md").is_file(), "a shipped model has a card"
     assert config.get("training_data"), "a shipped model names its training data and their terms"
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    write_entry(tmp_path, DnCNN(depth=2, width=4))
+    state = torch.get_rng_state()
+    load_entry(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)

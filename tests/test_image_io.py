@@ -1,6 +1,7 @@
 import errno
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,21 @@ def test_the_old_file_survives_a_failure_in_mid_write(tmp_path, monkeypatch, err
         assert "No space left on device" in str(caught.value) and "free space" in str(caught.value)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp"])
+def test_pure_noise_can_be_written(tmp_path, ending):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    assert read(write(tmp_path / f"a.{ending}", Image(noise))).width == 300
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp"])
+def test_a_full_disk_is_named_whatever_the_format(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(image_io, "open", lambda path, mode: open("/dev/full", "wb"), raising=False)
+    with pytest.raises(ImageError, match="No space left on device"):
+        write(tmp_path / f"a.{ending}", Image(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_folder_is_an_image_error(tmp_path):

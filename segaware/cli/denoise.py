@@ -81,6 +81,8 @@ def denoise(
         raise click.UsageError("--compare and --reference are for a single image, but INPUT is a folder")
     if compare is not None:
         _check_compare(compare, [jobs[0].source, jobs[0].target, *([reference] if reference else [])], overwrite)
+    if reference is not None and reference.exists() and jobs[0].target.exists() and reference.samefile(jobs[0].target):
+        raise click.UsageError(f"--reference {reference} is also the output, which would replace it; choose another output")
     clean = image_io.read(reference) if reference is not None else None
 
     from segaware.inference.engine import DEFAULT_MODEL, Engine

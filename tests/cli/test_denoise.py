@@ -144,6 +144,7 @@ def test_bad_files_are_listed_and_the_rest_is_done(run, here):
         (["a.png", "-o", "b.png", "--compare", "there.png"], "exists already"),
         (["a.png", "-o", "b.png", "--compare", "c.gif"], "use one of"),
         (["a.png", "-o", "b.png", "--reference", "none.png"], "none.png: cannot be read"),
+        (["a.png", "-o", "there.png", "--reference", "there.png", "--overwrite"], "is also the output"),
         (["a.png", "-o", "b.png", "--model", "ffdnett", "--sigma", "25"], "did you mean 'ffdnet'"),
         (["a.png", "-o", "b.png", "--model", "empty"], "no readable config.json"),
         (["a.png", "-o", "b.png", "--model", "ffdnet"], "needs the noise level: --sigma 25"),
