@@ -1,0 +1,113 @@
+"""Train a cascade of segmentation-denoising blocks on CamVid (or any data in its layout), stage after stage.
+
+    python examples/train_sdabn.py --data CamVid --sigma 50 --stages 3 --out runs/sdabn-50
+
+S0 (on clean images), S1, D1, S2, D2, S3, D3 are trained in this order, each in its folder below --out;
+a finished stage is not trained again, and a killed run goes on with the same command. ``--data`` holds
+train/, trainannot/, val/, valannot/: images and label maps with the same stems. ``--hold-out 0006R0``
+leaves the training frames with that name in their stem out and measures every stage on them.
+``--recipe FILE`` changes the recipes: {"segmenter": {"steps": 9000}, "S2": {"learning_rate": 0.01}}.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segaware import DDFN, HRNetSegmenter, from_pretrained
+from segaware.errors import InputError, SegawareError, TrainingError
+from segaware.training.progressive import train_cascade
+from segaware.training.stages import RECIPES
+
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def load(root, split, void, keep=lambda stem: True):
+    """All frames of a split: [(image (3, H, W), labels (H, W))], uint8, ``void`` as 255."""
+    frames = []
+    for path in sorted(p for p in (root / split).glob("*") if p.suffix.lower() in IMAGES and keep(p.stem)):
+        label_file = root / f"{split}annot" / f"{path.stem}.png"
+        if not label_file.is_file():
+            raise InputError(f"{path}: no label map {label_file}")
+        image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
+        labels = torch.from_numpy(np.array(Image.open(label_file)))
+        if labels.shape != image.shape[1:]:
+            raise InputError(f"{label_file}: size {tuple(labels.shape)}, but the image has {tuple(image.shape[1:])}")
+        frames.append((image, torch.where(labels == void, 255, labels).to(torch.uint8)))
+    return frames
+
+
+def parse(argv):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True, help="folder of this training")
+    noise = p.add_mutually_exclusive_group()
+    noise.add_argument("--sigma", type=float, default=50, help="Gaussian noise, 8-bit units")
+    noise.add_argument("--poisson", type=float, metavar="PEAK", help="Poisson noise instead; the paper's peak is 255")
+    p.add_argument("--stages", type=int, default=3, help="segmentation-denoising blocks")
+    p.add_argument("--closing", action="store_true", help="one more segmenter after the last block (S1 D1 S2)")
+    p.add_argument("--until", help="stop after this stage, e.g. D1")
+    p.add_argument("--preset", choices=sorted(RECIPES), default="camvid", help="recipes to begin with")
+    p.add_argument("--scale", type=float, default=1.0, help="factor of all stages' steps")
+    p.add_argument("--recipe", type=Path, help="JSON file of changes: by part (segmenter, denoiser) or stage (S2)")
+    p.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change a field of all recipes, e.g. workers=8")
+    p.add_argument("--condition", choices=("logits", "probs"), default="logits")
+    p.add_argument("--start", help="clean-trained segmenter S1 starts from: zoo name or model folder; default: train S0")
+    p.add_argument("--classes", nargs="+", default=CAMVID, help="their names")
+    p.add_argument("--void", type=int, default=11, help="label that is not counted")
+    p.add_argument("--hold-out", default="0006R0", help='part of the stems to leave out and measure on; "" = none')
+    p.add_argument("--segmenter", type=json.loads, default={}, help="JSON of HRNetSegmenter's arguments")
+    p.add_argument("--denoiser", type=json.loads, default={}, help="JSON of DDFN's arguments")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p.parse_args(argv)
+
+
+def recipes_of(args):
+    """Preset, then --scale and noise, then --set, then --recipe; parts first, single stages from their part."""
+    noise = {"sigma": args.sigma} if args.poisson is None else {"noise": "poisson", "peak": args.poisson}
+    given = dict(pair.partition("=")[::2] for pair in args.set)
+    try:
+        noise |= {key: json.loads(value) for key, value in given.items()}
+        changes = json.loads(args.recipe.read_text()) if args.recipe else {}
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"--recipe, --set: {error}; give a JSON object, and FIELD=NUMBER") from error
+    recipes = {part: r.change(steps=max(1, round(r.steps * args.scale)), **noise) for part, r in RECIPES[args.preset].items()}
+    for name in sorted(changes, key=lambda n: n not in recipes):
+        part = name if name in recipes else {"S": "segmenter", "D": "denoiser"}.get(name[:1])
+        if part is None:
+            raise TrainingError(f"{args.recipe}: {name!r} is no part (segmenter, denoiser) and no stage (S2)")
+        recipes[name] = recipes[part].change(**changes[name])
+    return recipes
+
+
+def main(argv=None):
+    args = parse(argv)
+    out = args.hold_out
+    frames = load(args.data, "train", args.void, lambda stem: not out or out not in stem)
+    held = load(args.data, "train", args.void, lambda stem: out in stem) if out else []
+    if not frames:
+        raise InputError(f"{args.data / 'train'}: no images to train on")
+    names = tuple(args.classes)
+    print(f"{len(frames)} training frames, {len(held)} held out, on {args.device}", flush=True)
+    cascade = train_cascade(
+        lambda: HRNetSegmenter(len(names), class_names=names, **args.segmenter),
+        lambda: DDFN(condition_channels=len(names), **args.denoiser),
+        frames, recipes_of(args), args.out, stages=args.stages, closing=args.closing, condition=args.condition,
+        start=from_pretrained(args.start) if args.start else None, validation=held, until=args.until, device=args.device,
+    )  # fmt: skip
+    for file in sorted(args.out.glob("[SD]*/model/config.json"), key=lambda f: (f.parts[-3][1:], f.parts[-3][0] != "S")):
+        print(f"{file.parts[-3]}: {json.loads(file.read_text())['measured']}")
+    print(args.out / "model" if cascade is not None else f"stopped after {args.until}; the same command without --until goes on")
+    return cascade
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegawareError as error:
+        sys.exit(f"error: {error}")

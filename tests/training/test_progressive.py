@@ -1,0 +1,244 @@
+"""Stage after stage: order, starts, what is fixed, resuming, and what must not be taken up."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from segaware import DDFN, HRNetSegmenter, from_pretrained
+from segaware.cascade import SDABN
+from segaware.errors import TrainingError
+from segaware.training import checkpoint, progressive
+from segaware.training.progressive import train_cascade
+from segaware.training.stages import StageRecipe
+
+RECIPES = {
+    "segmenter": StageRecipe(4, 2, (16, 16), "sgd", 0.01, ema=0.5, log_every=1),
+    "denoiser": StageRecipe(4, 2, (16, 16), "adam", 1e-3, symmetry="all", weight_decay=1e-4, log_every=1),
+}
+SAVING = {part: recipe.change(checkpoint_seconds=0.0) for part, recipe in RECIPES.items()}  # after each step
+
+
+def segmenter():
+    return HRNetSegmenter(3, width=2, modules=(1, 1, 1), blocks=1, bottlenecks=1, init="kaiming")
+
+
+def denoiser():
+    return DDFN(condition_channels=3, blocks=1)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(3):
+        labels = torch.randint(0, 3, (4, 5), generator=generator).repeat_interleave(6, 0).repeat_interleave(6, 1)
+        made.append(((labels * 80 + 20).expand(3, -1, -1).to(torch.uint8).contiguous(), labels.to(torch.uint8)))
+    return made
+
+
+def run(frames, out, **options):
+    options = {"recipes": RECIPES, "stages": 2, "progress": False, **options}
+    return train_cascade(options.pop("segmenter", segmenter), denoiser, frames, options.pop("recipes"), out, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(frames, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return out, run(frames, out, closing=True, validation=frames[:1])
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a if "num_batches" not in key)
+
+
+def test_it_trains_every_stage_and_saves_the_cascade(whole):
+    out, cascade = whole
+    names = ["S0", "S1", "D1", "S2", "D2", "S3"]
+    assert sorted(p.name for p in out.iterdir()) == sorted([*names, "model"])
+    again = from_pretrained(out / "model")
+    assert isinstance(again, SDABN) and same(again, cascade) and again.info.training_noise == "AWGN, sigma 50"
+    assert same(from_pretrained(out / "D2" / "model"), cascade.blocks[1].denoiser)
+    assert same(from_pretrained(out / "S3" / "model"), cascade.closing_segmenter)
+    measured = json.loads((out / "model/config.json").read_text())["measured"]
+    assert list(measured) == names and "miou" in measured["S1"] and "psnr" in measured["D1"]
+    rows = [json.loads(line) for line in (out / "D1/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[0]["rate"] == 1e-3
+
+
+def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeypatch):
+    """Dies at the third step of some stages, once; the same call goes on each time."""
+    died = set()
+    original = progressive._Stage._loss
+
+    def loss(self, *args):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 3 and self.entry.name in ("S1", "D1", "S3") and self.entry.name not in died:
+            died.add(self.entry.name)
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(progressive._Stage, "_loss", loss)
+    for _ in range(20):
+        try:
+            cascade = run(frames, tmp_path, closing=True, recipes=SAVING)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert died == {"S1", "D1", "S3"}
+    assert same(cascade, whole[1])
+
+
+def test_starts_and_what_is_fixed(frames, tmp_path, monkeypatch):
+    seen = {}
+    original = progressive._Stage._loop
+
+    def loop(self, *args):
+        before = {key: value.clone() for key, value in self.network.state_dict().items()}
+        fixed = [m for m in (self.cascade, self.eyes) if m is not None]
+        held = [{k: v.clone() for k, v in m.state_dict().items()} for m in fixed]
+        original(self, *args)
+        seen[self.entry.name] = before
+        for module, state in zip(fixed, held, strict=True):
+            assert not module.training and not any(p.requires_grad for p in module.parameters())
+            assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())  # statistics too
+        assert any(not torch.equal(before[key], value) for key, value in self.network.state_dict().items())
+
+    monkeypatch.setattr(progressive._Stage, "_loop", loop)
+    run(frames, tmp_path)
+    trained = {name: from_pretrained(tmp_path / name / "model").state_dict() for name in ("S0", "S1", "D1")}
+    for name, start in (("S1", "S0"), ("S2", "S1")):
+        assert all(torch.equal(seen[name][key], value) for key, value in trained[start].items() if "num_batches" not in key)
+    assert not torch.equal(seen["D2"]["stem.a.weight"], trained["D1"]["stem.a.weight"])  # from scratch
+    assert not torch.equal(seen["D2"]["stem.a.weight"], seen["D1"]["stem.a.weight"])
+
+
+def test_stages_see_what_the_recurrence_says(frames, whole, tmp_path, monkeypatch):
+    out, cascade = whole
+    noisy, clean = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
+    found = {}
+
+    def loop(self, *args):
+        found[self.entry.name] = self._seen(noisy, clean)
+
+    for name in ("D1", "S2", "D2", "S0", "S1"):
+        (tmp_path / name).mkdir()
+    for name, before in (("S0", []), ("S1", ["S0"]), ("D1", ["S0", "S1"]), ("S2", ["S0", "S1", "D1"]), ("D2", ["S0", "S1", "D1", "S2"])):
+        folder = tmp_path / f"run-{name}"
+        for earlier in before:
+            shutil.copytree(out / earlier, folder / earlier)
+        with monkeypatch.context() as patch:
+            patch.setattr(progressive._Stage, "_loop", loop)
+            run(frames, folder, until=name, closing=True)
+    with torch.no_grad():
+        image = cascade.first(1)(noisy)
+    expected = {"S0": (clean, clean), "S1": (noisy, noisy), "D1": (noisy, noisy), "S2": (image, image + noisy), "D2": (image, image + noisy)}
+    for name, pair in expected.items():
+        torch.testing.assert_close(found[name], pair)
+
+
+def test_the_denoiser_s_loss_is_summed_over_the_inside(frames, tmp_path, monkeypatch):
+    recipe = RECIPES["denoiser"]
+    entry = progressive.Entry("D1", "denoiser", 1)
+    stage = progressive._Stage(entry, denoiser(), [], segmenter().eval(), recipe, tmp_path, "logits", torch.device("cpu"))
+    noisy, clean = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        loss = stage._loss(noisy, clean, torch.zeros(2, 16, 16, dtype=torch.long), None)
+        image = stage.block(noisy) if not stage.block.segmenter.training else None
+    assert image is not None
+    by_hand = (image - clean)[..., 1:-1, 1:-1].square().sum() / 4
+    torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 0.5])])
+def test_the_segmenter_s_loss_is_cross_entropy_and_survives_void(tmp_path, weights):
+    entry = progressive.Entry("S1", "segmenter", 1)
+    stage = progressive._Stage(entry, segmenter().eval(), [], None, RECIPES["segmenter"], tmp_path, "logits", torch.device("cpu"))
+    noisy, labels = torch.rand(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
+    labels[0, :5] = 255
+    with torch.no_grad():
+        logits = nn.functional.interpolate(stage.network(noisy), (16, 16), mode="bilinear", align_corners=False)
+        expected = nn.functional.cross_entropy(logits, labels, weights, ignore_index=255)
+        torch.testing.assert_close(stage._loss(noisy, noisy, labels, weights), expected)
+        assert stage._loss(noisy, noisy, torch.full_like(labels, 255), weights) == 0
+
+
+def test_until_and_on(frames, whole, tmp_path):
+    shutil.copytree(whole[0] / "S0", tmp_path / "S0")
+    assert run(frames, tmp_path, stages=1, until="S1") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["S0", "S1"]
+    assert same(run(frames, tmp_path, stages=1), whole[1].first(1))
+
+
+def test_a_start_of_one_s_own(frames, whole, tmp_path):
+    out, _ = whole
+    run(frames, tmp_path, start=from_pretrained(out / "S0" / "model"), until="S1")
+    assert same(from_pretrained(tmp_path / "S1/model"), from_pretrained(out / "S1/model"))
+    with pytest.raises(TrainingError, match="stage S1: cannot start from those weights"):
+        run(frames, tmp_path / "other", start=denoiser())
+
+
+# --- what must not be taken up ----------------------------------------------------------------
+
+
+def refused(frames, out, message, **options):
+    with pytest.raises(TrainingError, match=message):
+        run(frames, out, **{"closing": True, **options})
+
+
+def test_another_recipe_is_refused(frames, whole):
+    out, _ = whole
+    changed = {**RECIPES, "D2": RECIPES["denoiser"].change(learning_rate=2e-3)}
+    refused(frames, out, "stage D2 is finished with another recipe .learning_rate 0.001 -> 0.002", recipes=changed)
+    free = {part: recipe.change(log_every=7, workers=0, checkpoint_seconds=9.0) for part, recipe in RECIPES.items()}
+    assert run(frames, out, recipes=free, closing=True) is not None
+
+
+def test_another_stage_s_folder_is_refused(frames, whole, tmp_path):
+    out, _ = whole
+    for name in ("S0", "S1"):
+        shutil.copytree(out / name, tmp_path / name)
+    shutil.copytree(out / "D2", tmp_path / "D1")
+    refused(frames, tmp_path, "stage D1 is finished, but as stage D2")
+
+
+def test_other_networks_before_it_are_refused(frames, whole, tmp_path):
+    out, _ = whole
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "S1")
+    changed = {**RECIPES, "S1": RECIPES["segmenter"].change(seed=5)}
+    refused(frames, tmp_path, "stage D1 is finished after other networks; remove the folder", recipes=changed)
+
+
+def test_a_half_trained_stage_is_checked_as_well(frames, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(progressive, "write_entry", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(frames, tmp_path, recipes=SAVING)
+    assert checkpoint.latest(tmp_path / "S0").name == "checkpoint-3"
+    changed = {**RECIPES, "segmenter": RECIPES["segmenter"].change(momentum=0.5)}
+    refused(frames, tmp_path, r"stage S0 is half trained \(checkpoint-3\) with another recipe", recipes=changed)
+    refused(frames, tmp_path, "another network", segmenter=lambda: HRNetSegmenter(3, width=4, modules=(1, 1, 1)))
+
+
+def test_bad_input_names_the_stage(frames, tmp_path):
+    bad = [(frames[0][0], torch.full_like(frames[0][1], 3))]
+    refused(bad, tmp_path / "a", "stage S0: labels of frame 0 hold 3, but the segmenter has 3 classes")
+    weights = {**RECIPES, "segmenter": RECIPES["segmenter"].change(class_weights=(1.0, 2.0))}
+    refused(frames, tmp_path / "b", "stage S0: 2 class weights for 3 classes", recipes=weights)
+    refused(frames, tmp_path / "c", "until='D9': no such stage", until="D9")
+    refused(frames, tmp_path / "d", "no stage D9", recipes={**RECIPES, "D9": RECIPES["denoiser"]})
+    hot = {**RECIPES, "segmenter": RECIPES["segmenter"].change(learning_rate=1e30, steps=20)}
+    refused(frames, tmp_path / "e", "loss of stage S0 is not finite", recipes=hot)
+
+
+def test_class_weights_by_frequency(frames, tmp_path):
+    entry = progressive.Entry("S1", "segmenter", 1)
+    recipe = RECIPES["segmenter"].change(class_weights="frequency")
+    stage = progressive._Stage(entry, segmenter(), [], None, recipe, tmp_path, "logits", torch.device("cpu"))
+    labels = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [255] * 4], dtype=torch.uint8)
+    weights = stage._class_weights([(torch.zeros(3, 5, 4, dtype=torch.uint8), labels)])
+    torch.testing.assert_close(weights, torch.tensor([2 / (1 + 3**0.5), 2 * 3**0.5 / (1 + 3**0.5), 0.0]))
