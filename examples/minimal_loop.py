@@ -43,12 +43,15 @@ def patch(image: torch.Tensor, size: int = 48) -> torch.Tensor:
 
 def main(folder: Path | None, steps: int) -> nn.Module:
     torch.manual_seed(0)
+    if folder and not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder")
     if folder:
         images = [read(f) for f in sorted(folder.iterdir()) if f.suffix.lower() in (".png", ".jpg", ".jpeg")]
     else:
         images = [torch.rand(3, 12, 12).repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in range(8)]
+    images = [image for image in images if min(image.shape[1:]) >= 48]
     if not images:
-        raise SystemExit(f"{folder}: no PNG or JPEG images")
+        raise SystemExit(f"{folder}: no PNG or JPEG images of 48 pixels a side at least")
 
     model = SegAwareWrapper(TinyDenoiser())  # fidelity + entropy of the segmenter that ships with segaware
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)  # the segmenter is not among them

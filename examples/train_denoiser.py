@@ -4,7 +4,8 @@
     python examples/train_denoiser.py --data IMAGES --model ffdnet --awareness entropy --gamma 1 --out runs/aware
 
 Killed at any moment, the same command goes on where it was. ``--hold-out 32`` keeps every so many
-images (by sorted name) out of training and validates on them. ``accelerate launch`` works as usual.
+images (by sorted name) out of training and validates on them. ``torchrun`` works as usual. Options
+from ``--steps`` on are the fields of ``segaware.training.Recipe``, which says what they do.
 What comes out is a folder for ``segaware.from_pretrained`` and ``segaware denoise --model``.
 """
 
@@ -15,7 +16,7 @@ import dataclasses
 
 from segaware import ConsistencyLoss, EntropySegAwareLoss, PseudoLabelLoss, SegAwareWrapper, from_pretrained
 from segaware.denoisers import DENOISERS
-from segaware.errors import SegawareError
+from segaware.errors import SegawareError, TrainingError
 from segaware.training import Recipe, fit
 from segaware.training.data import image_files
 
@@ -52,16 +53,22 @@ def main() -> None:
 
     try:
         files = image_files(args.data)
+        if args.hold_out >= len(files):
+            raise TrainingError(f"--hold-out {args.hold_out} of {len(files)} images leaves none to train on; hold fewer out")
         step = len(files) // args.hold_out if args.hold_out else 0
         held = files[step // 2 :: step][: args.hold_out] if step else []
         denoiser = from_pretrained(args.start_from) if args.start_from else DENOISERS[args.model](channels=args.channels)
         if args.hold_identity:
+            if not hasattr(denoiser, "hold_identity"):
+                raise TrainingError("--hold-identity is for ffdnet; leave it out")
             denoiser.hold_identity()
         wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma)
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
         result = fit(wrapper, [f for f in files if f not in held], recipe, args.out, validation=held or None)
     except SegawareError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
     print(f"{result.step} steps, {result.seconds:.0f} s here; {result.model}; held-out PSNR {result.psnr}")
 
 

@@ -130,6 +130,14 @@ class SegAwareWrapper(nn.Module):
         """The denoiser's own statement, with what the wrapper adds; built from the arguments where it has none."""
         return self._call.info(self.denoiser)
 
+    @property
+    def likely_channels(self) -> int | None:
+        """``info.channels``, or what the first convolution of a denoiser without ``info`` suggests: 1, 3 or None.
+
+        For bringing pictures and files to the network, not for refusing tensors.
+        """
+        return self.info.channels or self._call.likely_channels(self.denoiser)
+
     def forward(
         self, noisy: Tensor, sigma: Sigma | None = None, *, clean: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor | WrapperOutput:

@@ -62,6 +62,12 @@ class Call:
             return DenoiserInfo(channels=None, takes_sigma=takes, size_multiple=self.size_multiple)
         return replace(own, takes_sigma=takes, size_multiple=math.lcm(own.size_multiple, self.size_multiple))
 
+    def likely_channels(self, denoiser: nn.Module) -> int | None:
+        """1 or 3 if the first convolution takes so many image channels; a guess."""
+        first = next((module.in_channels for module in denoiser.modules() if isinstance(module, nn.Conv2d)), 0)
+        channels = first - 1 if self.sigma.form == "map" else first
+        return channels if channels in (1, 3) else None
+
     def __call__(self, denoiser: nn.Module, noisy: Tensor, sigma: Sigma | None, *, must_learn: bool) -> Tensor:
         """The clean estimate, same shape and dtype as ``noisy``; ``must_learn`` refuses one cut from autograd."""
         low, high = self.value_range

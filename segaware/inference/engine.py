@@ -114,6 +114,8 @@ class Engine:
                 " wrap it, SegAwareWrapper(network); a segmenter cannot denoise"
             )
         self.info: DenoiserInfo = info
+        #: What pictures are brought to; tensors are taken as they come where ``info`` states nothing.
+        self.channels: int | None = info.channels or getattr(module, "likely_channels", None)
         self.tile = _tile(tile, info)
         self._dtype = _dtype(module) if precision == "auto" else torch.float32
         self._module, self._borrowed = self._prepare(module, given)

@@ -63,7 +63,7 @@ def denoise_pixels(
         check_finite(whole, where="denoise")
         check_range(whole, where="denoise")
         pixels = whole.numpy()
-    split, join = _adapters(pixels.shape, engine.info.channels)
+    split, join = _adapters(pixels.shape, engine.channels)
     clean = np.empty(pixels.shape, dtype=np.uint8 if eight_bit else np.float32)
 
     def fetch(_: slice, window: Box) -> Tensor:

@@ -116,7 +116,7 @@ class _Run:
         self.lower = _lower_precision(recipe.precision, self.device)
         if recipe.noise == "poisson" and wrapper.takes_sigma:
             raise TrainingError('the denoiser takes sigma, but noise="poisson" has none; use "poisson-gaussian", or a blind denoiser')
-        channels = wrapper.info.channels
+        channels = wrapper.likely_channels
         images = open_images(data, channels)
         check_readable(images)
         self.validation = None if validation is None else open_images(validation, channels)

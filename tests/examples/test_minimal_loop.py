@@ -46,6 +46,16 @@ def test_an_empty_folder(example, tmp_path):
         example["main"](tmp_path, 1)
 
 
+def test_small_images_are_left_out(example, tmp_path):
+    Image.new("RGB", (1, 90)).save(tmp_path / "thin.png")
+    with pytest.raises(SystemExit, match="48 pixels a side"):
+        example["main"](tmp_path, 1)
+    Image.new("RGB", (90, 90)).save(tmp_path / "large.png")
+    example["main"](tmp_path, 1)
+    with pytest.raises(SystemExit, match="no such folder"):
+        example["main"](tmp_path / "none", 1)
+
+
 def test_its_patches_lie_inside(example):
     assert example["patch"](torch.zeros(3, 48, 60)).shape == (3, 48, 48)
 

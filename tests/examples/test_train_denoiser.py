@@ -52,3 +52,12 @@ def test_with_awareness(tmp_path, folder):
 def test_no_images(tmp_path):
     done = run("--data", tmp_path, "--out", tmp_path / "run")
     assert done.returncode == 1 and "no images" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--hold-out", 4], "leaves none to train on"), (["--model", "liu", "--hold-identity"], "is for ffdnet")],
+)
+def test_senseless_options(tmp_path, folder, options, words):
+    done = run("--data", folder, "--out", tmp_path / "run", *QUICK, *options)
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
+from torch import nn
 
-from segaware import image_io
+from segaware import SegAwareWrapper, image_io
 from segaware.errors import InputError
 from segaware.image_io import Image
 from segaware.inference.engine import Engine, denoise
@@ -50,6 +51,17 @@ def test_a_gray_picture_through_a_colour_model(network, level, tile):
     noisy = torch.from_numpy(gray / 255).float().expand(1, 3, -1, -1)
     expected = denoise(noisy, network, sigma=level).mean(1)[0]
     assert clean.shape == gray.shape and np.allclose(clean, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "form"), [(3, "auto"), (4, "map"), (1, "auto")])
+def test_pictures_of_either_kind_through_a_wrapped_network(inputs, form):
+    """It states no channels; its first convolution tells."""
+    channels = 1 if inputs == 1 else 3
+    model = SegAwareWrapper(nn.Conv2d(inputs, channels, 3, padding=1), (), takes_sigma=form)
+    sigma = 0.1 if form == "map" else None
+    for shape in ((9, 8), (9, 8, 3)):
+        picture = np.random.default_rng(0).random(shape, dtype=np.float32)
+        assert denoise(picture, model, sigma=sigma).shape == shape
 
 
 @pytest.mark.parametrize("takes_sigma", [False, True])
