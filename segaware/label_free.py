@@ -27,21 +27,20 @@ class Consistency:
 
     Args:
         matrices: ``(B, K, K)`` counts of (class on clean, class on denoised), one an image; they add up.
+            None for a classifier, whose K is large and whose word is one.
         top_k: k -> ``(B,)`` share of pixels (or 1 and 0, for a classifier) whose class on the clean
             image is among the k highest scores on the denoised one.
     """
 
-    matrices: Tensor
+    matrices: Tensor | None
     top_k: dict[int, Tensor]
 
     @property
     def miou(self) -> Tensor:
-        """``(B,)`` mean IoU of each image; for a set take that of the summed matrices, :meth:`set_miou`."""
+        """``(B,)`` mean IoU of each image; for a set take that of the matrices' sum. InputError for a classifier."""
+        if self.matrices is None:
+            raise InputError("a classifier's consistency has no mean IoU; read top_k")
         return mean_iou(self.matrices)
-
-    def set_miou(self) -> float:
-        """Mean IoU of all images together."""
-        return float(mean_iou(self.matrices.sum(0)))
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,14 @@ def agreement(
             f"agreement: logits {tuple(logits.shape)} and {tuple(clean_logits.shape)} of the clean images differ;"
             " one judge on images of one size gives one shape"
         )
-    guess, truth = (predict_labels(scores, size) for scores in (logits, clean_logits))
     numbers = [number for number in k if number <= logits.shape[1]]
     if not numbers:
         raise InputError(f"agreement: k = {list(k)} with {logits.shape[1]} classes; give at least one number up to it")
-    hits = topk_hits(logits, clean_logits.argmax(1), numbers, ignore=None)
-    matrices = confusion_matrix(guess, truth, logits.shape[1], ignore=None)
+    hits = topk_hits(logits, predict_labels(clean_logits), numbers, ignore=None)
+    matrices = None
+    if _is_map(logits):
+        guess, truth = (predict_labels(scores, size) for scores in (logits, clean_logits))
+        matrices = confusion_matrix(guess, truth, logits.shape[1], ignore=None)
     return Consistency(matrices, dict(zip(numbers, hits, strict=True)))
 
 
@@ -111,8 +112,7 @@ def consistency(
             f"consistency: denoised {tuple(denoised.shape)} and clean {tuple(clean.shape)} differ; compare equal sizes"
         )
     logits, reference = _ask(judge, denoised), _ask(judge, clean)
-    size = clean.shape[-2:] if _is_map(reference) else None
-    return agreement(logits, reference, size=size, k=k)
+    return agreement(logits, reference, size=clean.shape[-2:], k=k)
 
 
 @torch.no_grad()

@@ -205,7 +205,7 @@ class NIQE:
                 f"NIQE.fit: {len(usable)} sharp blocks of {BLOCK} x {BLOCK} pixels in {where}, but a covariance of"
                 f" {FEATURES} features needs more than {FEATURES}; give more or larger images"
             )
-        metric.mean, metric.covariance = blocks.nanmean(dim=0), torch.cov(usable.T)
+        metric.mean, metric.covariance = usable.mean(dim=0), torch.cov(usable.T)
         return metric
 
     def save(self, path: str | os.PathLike[str]) -> Path:

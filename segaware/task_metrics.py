@@ -84,7 +84,7 @@ def confusion_matrix(prediction: Tensor, labels: Tensor, num_classes: int, *, ig
             f"{where}: prediction {tuple(prediction.shape)} and labels {tuple(labels.shape)} differ;"
             " bring the logits to the labels' size: predict_labels(logits, labels.shape[-2:])"
         )
-    guess, truth = prediction.flatten(1).long(), labels.flatten(1).long()
+    guess, truth = (values.long().unsqueeze(-1).flatten(1) for values in (prediction, labels))
     counted = torch.ones_like(truth, dtype=torch.bool) if ignore is None else truth != ignore
     for name, values in (("labels", truth), ("prediction", guess)):
         bad = counted & ((values < 0) | (values >= num_classes))
