@@ -1,0 +1,22 @@
+"""The documentation's Python blocks run, and what it links to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+TRAINING = (DOCS / "training.md").read_text(encoding="utf-8")
+
+
+def test_the_training_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"^```python\n(.*?)^```", TRAINING, flags=re.DOTALL | re.MULTILINE):
+        exec(compile(block, "docs/training.md", "exec"), {"__name__": "__main__"})
+    assert "'25': " in capsys.readouterr().out and (tmp_path / "run/model/config.json").exists()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
