@@ -34,13 +34,11 @@ def _wavelet(image: Array, sigma: float, restoration: Any) -> Array:
 
 
 def _tv(image: Array, sigma: float, restoration: Any) -> Array:
-    # the weight that did best on natural images at sigma 15 to 50 grows with sigma
     return restoration.denoise_tv_chambolle(image, weight=0.9 * sigma, channel_axis=-1)
 
 
 def _bm3d(image: Array, sigma: float, package: Any) -> Array:
-    result = package.bm3d_rgb(image, sigma) if image.shape[2] == 3 else package.bm3d(image[:, :, 0], sigma)
-    return np.asarray(result).reshape(image.shape)
+    return package.bm3d_rgb(image, sigma) if image.shape[2] == 3 else package.bm3d(image[:, :, 0], sigma)
 
 
 #: Method -> (function, module it runs on, distribution, other modules it needs).
@@ -72,7 +70,8 @@ def classical(name: str) -> tuple[Callable[[Tensor, float], Tensor], str, str]:
     def denoise(noisy: Tensor, sigma: float) -> Tensor:
         if sigma == 0:
             return noisy
-        result = function(noisy.permute(1, 2, 0).double().numpy(), sigma, package)
+        image = noisy.permute(1, 2, 0).double().numpy()
+        result = np.asarray(function(image, sigma, package)).reshape(image.shape)  # some drop the axis of a gray image
         return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1).float()
 
     return denoise, f"{version}, told the noise level", version

@@ -15,8 +15,8 @@ import numpy as np
 from segaware.errors import EvaluationError
 from segaware.evaluation.pictures import Pictures
 from segaware.evaluation.results import Measure
-from segaware.evaluation.sources import IGNORE
 from segaware.evaluation.summary import Summary
+from segaware.task_metrics import IGNORE
 
 __all__ = ["class_colours", "fidelity_task", "levels", "png", "strip"]
 
@@ -101,6 +101,7 @@ def levels(summary: Summary) -> Any | None:
                 axis.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axis.set_title(_short(measure), fontsize=9)
         axis.set_xlabel("sigma (8-bit units)", fontsize=8)
+        axis.set_xticks([noise.sigma for noise in noises])
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in axes[len(measures) :]:
@@ -164,7 +165,7 @@ def strip(summary: Summary, pictures: Pictures, image: str, noise: str, judge: s
     Errors are against the labels where there are any, else against what the judge sees in the clean image.
 
     Args:
-        crop: (left, top, side) of the zoom; None = where the noisy image's classes go wrong most.
+        crop: (left, top, side) of the zoom; None = where the methods go wrong most.
     """
     clean = pictures.load(pictures.image(image, "clean"))
     methods = [(name, pictures.load(pictures.image(image, name, noise))) for name in summary.results.names]
@@ -183,7 +184,7 @@ def strip(summary: Summary, pictures: Pictures, image: str, noise: str, judge: s
     if truth is None or any(one is None for one in maps):
         maps, truth = [], None
     height, width = clean.shape[:2]
-    left, top, side = crop or _where(maps[0] != truth if truth is not None else None, height, width)
+    left, top, side = crop or _where(_trouble(summary, found, maps, truth), height, width)
     rows = 4 if truth is not None else 2
     wide = 2.6
     figure = _pyplot()(wide * len(columns), rows * wide * height / width + 0.9)
@@ -204,7 +205,7 @@ def strip(summary: Summary, pictures: Pictures, image: str, noise: str, judge: s
             colours = class_colours(int(max(int(m.max()) for m in maps)) + 1)
             axes[2, column].imshow(colours[maps[column]], interpolation="nearest")
             wrong = (maps[column] != truth) & known
-            shown = np.where(wrong[..., None], (0.835, 0.369, 0.0), (0.92, 0.92, 0.92))
+            shown = np.where(wrong[..., None], (0.1, 0.1, 0.1), (0.92, 0.92, 0.92))
             axes[3, column].imshow(np.where(known[..., None], shown, _VOID), interpolation="nearest")
             axes[3, column].set_xlabel(f"{100 * wrong.sum() / max(1, known.sum()):.1f} % wrong", fontsize=9)
     axes[0, 0].set_ylabel(f"{image}, {noise}", fontsize=8)
@@ -215,9 +216,17 @@ def strip(summary: Summary, pictures: Pictures, image: str, noise: str, judge: s
         names = next(j["class_names"] for j in summary.results.judges if j["name"] == judge)
         present = sorted(set(np.unique(np.stack(maps))))
         handles = [Patch(facecolor=colours[k], edgecolor="black", linewidth=0.4, label=names[k]) for k in present]
-        handles.append(Patch(facecolor="#D55E00", label="wrong"))
+        handles.append(Patch(facecolor="#1A1A1A", label="wrong"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(12, len(handles)), fontsize=8)
     return figure
+
+
+def _trouble(summary: Summary, found: list[Any], maps: list[Any], truth: Any) -> Any:
+    """How many methods err at each pixel, the noisy image left out unless it is alone; None without classes."""
+    if truth is None:
+        return None
+    chosen = [m for (name, _), m in zip(found, maps, strict=False) if name != "noisy"] or maps[:1]
+    return sum((m != truth) & (truth != IGNORE) for m in chosen)
 
 
 def _where(wrong: Any, height: int, width: int) -> tuple[int, int, int]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segaware.errors import SegawareError
 from segaware.evaluation.judges import Judge
 from segaware.evaluation.protocol import Protocol
-from segaware.evaluation.results import number
-from segaware.evaluation.sources import IGNORE, Sample
+from segaware.evaluation.results import TOP, number
+from segaware.evaluation.sources import Sample
 from segaware.metrics import convention
+from segaware.task_metrics import confusion_matrix, topk_hits
 
-__all__ = ["Measures", "confusion"]
-
-
-def confusion(truth: Tensor, said: Tensor, classes: int) -> Tensor:
-    """Pixels by what is true (rows) and what was said (columns), ``(K, K)`` int64; void (255) is left out."""
-    known = truth != IGNORE
-    return torch.bincount(truth[known] * classes + said[known], minlength=classes**2).reshape(classes, classes)
+__all__ = ["Measures"]
 
 
 class Measures:
@@ -37,6 +32,8 @@ class Measures:
         self.judges = list(judges)
         self.convention = convention(protocol.preset)
         self.about: dict[str, str] = {}
+        # the papers print the noisy image's own figures unclipped, unless they round everything to a file's levels
+        self._raw = self.convention if self.convention.round_8bit else replace(self.convention, clamp=False)
         self._metrics: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {}
         described = self.convention.describe()
         if "psnr" in protocol.metrics:
@@ -51,7 +48,8 @@ class Measures:
             # of the clamped estimate: there is no more to a file
             self._metrics["niqe"] = (seen, lambda estimate, _: model(estimate.clamp(0, 1), data_range=1.0))
             self.about["niqe"] = model.describe()
-        self.about["psnr, ssim"] = described
+        clipped = "" if self._raw == self.convention else "; the noisy image itself is not clamped"
+        self.about["psnr, ssim"] = described + clipped
         self.names = [name for name, _ in self._metrics.values()] + [f"judge/{judge.key}" for judge in self.judges]
         self._clean: dict[str, Tensor] = {}
         self._of: str | None = None
@@ -60,8 +58,10 @@ class Measures:
         """Names of what a cached cell does not hold."""
         return [name for name in self.names if name not in known]
 
-    def take(self, estimate: Tensor, sample: Sample, only: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
-        """Measure ``estimate (C, H, W)``.
+    def take(
+        self, estimate: Tensor, sample: Sample, only: Sequence[str], *, raw: bool = False
+    ) -> tuple[dict[str, Any], list[str], dict[str, Tensor]]:
+        """Measure ``estimate (C, H, W)``; ``raw``: it is the noisy image itself.
 
         Returns:
             What could be measured by name, JSON-able; what could not, in words; the judges' class maps.
@@ -71,6 +71,8 @@ class Measures:
         maps: dict[str, Tensor] = {}
         for metric, (name, function) in self._metrics.items():
             if name in only:
+                if raw and metric in ("psnr", "ssim"):
+                    function = getattr(self._raw, metric)
                 try:
                     results[name] = number(float(function(estimate[None], sample.clean[None])))
                 except SegawareError as error:
@@ -80,11 +82,14 @@ class Measures:
             if name not in only:
                 continue
             try:
-                said = judge(estimate).argmax(0)
-                matrices = {"clean": confusion(self.on_clean(judge, sample), said, judge.classes).tolist()}
+                scores = judge(estimate)
+                said, was = scores.argmax(0), self.on_clean(judge, sample)
+                seen: dict[str, Any] = {"clean": confusion_matrix(said[None], was[None], judge.classes, ignore=None)[0].tolist()}
+                if judge.classes > TOP:
+                    seen[f"top{TOP}"] = float(topk_hits(scores[None], was[None], TOP, ignore=None))
                 if sample.labels is not None:
-                    matrices["labels"] = confusion(sample.labels, said, judge.classes).tolist()
-                results[name] = matrices
+                    seen["labels"] = confusion_matrix(said[None], sample.labels[None], judge.classes)[0].tolist()
+                results[name] = seen
                 maps[judge.name] = said
             except SegawareError as error:
                 errors.append(str(error))

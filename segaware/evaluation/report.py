@@ -185,7 +185,7 @@ def about(summary: Summary) -> list[str]:
     seeds = f"seed {protocol.seed} by {protocol.seed_by}, {protocol.draws} draw{'s' if protocol.draws > 1 else ''} an image"
     judges = f"; judges: {', '.join(j['name'] for j in results.judges)}" if results.judges else ""
     return [
-        f"{len(results.images)} images of {results.source['name']}{note}; noise: {', '.join(results.noises)},"
+        f"{len(results.images)} image{'s' if len(results.images) > 1 else ''} of {results.source['name']}{note}; noise: {', '.join(results.noises)},"
         f" neither clipped nor rounded, {seeds}{judges}."
     ]
 
@@ -201,6 +201,11 @@ def how_to_read(summary: Summary) -> list[str]:
         " ~ marks all that cannot be told from the leader.",
     ]
     lines += [f"{key.upper()}: {text}." for key, text in results.environment.get("metrics", {}).items()]
+    if results.judges:
+        lines.append(
+            "Consistency: mIoU between what the judge sees in the denoised and in the clean image; it needs no labels."
+            " Judges see images clamped to [0, 1]."
+        )
     units = -(-len(results.images) // results.block)
     if units < 20:
         lines.append(f"Only {units} independent {unit}: intervals are wide and tests weak." if units > 1 else "One unit: no intervals.")
@@ -274,7 +279,8 @@ def _rows_csv(results: Results) -> Iterator[str]:
             cells: list[Any] = []
             for measure in measures:
                 if measure.kind == "mean":
-                    cells.append(row["values"].get(measure.key))
+                    found = row.get("judges", {}).get(measure.judge, {}) if measure.judge else row["values"]
+                    cells.append(found.get(measure.key.partition(":")[0]))
                     continue
                 against = "labels" if measure.key.partition(":")[0] in ("miou", "accuracy", "recall") else "clean"
                 matrix = row.get("judges", {}).get(measure.judge, {}).get(against)

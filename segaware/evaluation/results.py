@@ -12,7 +12,10 @@ import numpy as np
 from segaware.errors import EvaluationError
 from segaware.evaluation.protocol import Protocol
 
-__all__ = ["Measure", "Results", "number"]
+__all__ = ["TOP", "Measure", "Results", "number"]
+
+#: k of top-k agreement, for judges of more classes.
+TOP = 5
 
 Array = Any
 
@@ -60,7 +63,7 @@ _OF_IMAGES = {
 }
 
 
-def _of_judge(judge: str, labels: bool) -> list[Measure]:
+def _of_judge(judge: str, labels: bool, classes: int) -> list[Measure]:
     found = []
     if labels:
         found = [
@@ -68,10 +71,12 @@ def _of_judge(judge: str, labels: bool) -> list[Measure]:
             Measure(f"accuracy:{judge}", f"pixel accuracy (%) by {judge}", "accuracy", percent=True, major=False),
             Measure(f"recall:{judge}", f"mean class accuracy (%) by {judge}", "recall", percent=True, major=False),
         ]
+    top = [Measure(f"top{TOP}:{judge}", f"class on clean among the first {TOP} (%) by {judge}", percent=True, major=False)]
     return [
         *found,
-        Measure(f"consistency:{judge}", f"consistency (mIoU against {judge} on the clean image, %)", "iou", percent=True),
+        Measure(f"consistency:{judge}", f"consistency (%) by {judge}", "iou", percent=True),
         Measure(f"changed:{judge}", f"pixels whose class changes (%) by {judge}", "changed", -1, percent=True, major=False),
+        *(top if classes > TOP else []),
     ]
 
 
@@ -113,6 +118,8 @@ class Results:
         self._seen: dict[tuple[str, str], Array] = {}
         for judge in self.judges:
             k = len(judge["class_names"])
+            if k > TOP:
+                self._values[f"top{TOP}:{judge['name']}"] = np.full(shape, np.nan)
             for against in ("labels", "clean") if self.labelled else ("clean",):
                 self._matrices[judge["name"], against] = np.zeros((*shape, k, k), dtype=np.uint32)
                 self._seen[judge["name"], against] = np.zeros(shape, dtype=bool)
@@ -122,7 +129,7 @@ class Results:
         """All columns, image metrics first."""
         found = [_OF_IMAGES[metric] for metric in self.protocol.metrics]
         for judge in self.judges:
-            found += _of_judge(judge["name"], self.labelled)
+            found += _of_judge(judge["name"], self.labelled, len(judge["class_names"]))
         return found
 
     @property
@@ -143,6 +150,9 @@ class Results:
                 self._values[metric][at] = float(value)
             for judge, matrices in row.get("judges", {}).items():
                 for against, matrix in matrices.items():
+                    if against == f"top{TOP}":
+                        self._values[f"{against}:{judge}"][at] = matrix
+                        continue
                     self._matrices[judge, against][at] = matrix
                     self._seen[judge, against][at] = True
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -160,8 +170,11 @@ class Results:
                     for c, contestant in enumerate(self.names):
                         at = (c, n, draw, i)
                         row: dict[str, Any] = {"image": image, "contestant": contestant, "noise": noise.label, "draw": draw}
-                        row["values"] = {k: number(v[at]) for k, v in self._values.items() if not math.isnan(v[at])}
+                        known = {k: number(v[at]) for k, v in self._values.items() if not math.isnan(v[at])}
+                        row["values"] = {k: v for k, v in known.items() if ":" not in k}
                         judges: dict[str, Any] = {}
+                        for key in known.keys() - row["values"].keys():
+                            judges.setdefault(key.partition(":")[2], {})[f"top{TOP}"] = known[key]
                         for (judge, against), seen in self._seen.items():
                             if seen[at]:
                                 judges.setdefault(judge, {})[against] = self._matrices[judge, against][at].tolist()

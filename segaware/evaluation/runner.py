@@ -166,7 +166,9 @@ class _Run:
                     noisy = self.protocol.noisy(sample.clean, cell.noise, name=item.name, index=item.index, draw=cell.draw)
                 estimate, seconds = self._denoise(entrant, noisy, cell)
                 _check(estimate, sample.clean, entrant.name)
-                fresh, errors, maps = self.measures.take(estimate, sample, self.measures.names if wanted else missing)
+                fresh, errors, maps = self.measures.take(
+                    estimate, sample, self.measures.names if wanted else missing, raw=isinstance(entrant, Noisy)
+                )
                 if not isinstance(entrant, (Noisy, Ready)):
                     fresh["seconds"] = round(seconds, 6)
                 if any(name in fresh for name in missing):

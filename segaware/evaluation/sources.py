@@ -14,11 +14,9 @@ from torch import Tensor
 
 from segaware import image_io
 from segaware.errors import EvaluationError, ImageError
+from segaware.task_metrics import IGNORE
 
-__all__ = ["CAMVID_CLASSES", "CITYSCAPES_CLASSES", "IGNORE", "VOC_CLASSES", "Item", "Sample", "Source", "open_source"]
-
-#: Label of pixels that no measure looks at.
-IGNORE = 255
+__all__ = ["CAMVID_CLASSES", "CITYSCAPES_CLASSES", "LAYOUTS", "VOC_CLASSES", "Item", "Sample", "Source", "open_source"]
 
 CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",

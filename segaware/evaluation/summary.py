@@ -169,6 +169,8 @@ def _mark(summary: Summary, measure: Measure, noise: str, data: list[Any], weigh
         if c == lead:
             continue
         gap = compare(data[lead], data[c], weights, kind=measure.kind, level=level, block=results.block)
+        if math.isnan(gap.low):
+            return  # too few images for any interval
         if not (gap.low > 0 if measure.better > 0 else gap.high < 0):
             tied.append(entry)
     marks = [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]

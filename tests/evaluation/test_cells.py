@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+
+from segaware.errors import EvaluationError
+from segaware.evaluation.cells import Cells
+
+
+def test_what_was_put_is_there_in_another_run(tmp_path):
+    with Cells(tmp_path) as cells:
+        cells.put("a", {"psnr": 30.5})
+        cells.put("b", {"psnr": 1.0})
+        cells.put("a", {"ssim": 0.5, "psnr": 31.0})
+        assert cells.get("a") == {"psnr": 31.0, "ssim": 0.5} and cells.get("c") == {}
+    with Cells(tmp_path) as cells:
+        assert cells.get("a") == {"psnr": 31.0, "ssim": 0.5} and cells.get("b") == {"psnr": 1.0}
+
+
+def test_a_line_cut_short_is_dropped_and_the_rest_stays(tmp_path):
+    with Cells(tmp_path) as cells:
+        cells.put("a", {"psnr": 1.0})
+    file = tmp_path / "cells.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"key":"b","results":{"psnr":2')
+    with Cells(tmp_path) as cells:
+        assert cells.get("a") == {"psnr": 1.0} and cells.get("b") == {}
+        cells.put("b", {"psnr": 3.0})
+    with Cells(tmp_path) as cells:
+        assert cells.get("b") == {"psnr": 3.0} and cells.get("a") == {"psnr": 1.0}
+
+
+def test_a_damaged_line_costs_that_cell_alone(tmp_path):
+    (tmp_path / "cells.jsonl").write_bytes(b'{"key":"a","results":{}}\n\x00\x00\n{"key":"b","results":{"psnr":2}}\n')
+    with Cells(tmp_path) as cells:
+        assert cells.get("b") == {"psnr": 2}
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    with Cells(tmp_path):
+        with pytest.raises(EvaluationError, match="another run is writing"):
+            Cells(tmp_path)
+    with Cells(tmp_path):  # let go at the end
+        pass
+
+
+def test_the_lock_ends_with_the_process(tmp_path):
+    script = f"import os; from segaware.evaluation.cells import Cells; c = Cells({str(tmp_path)!r}); c.put('a', {{}}); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    with Cells(tmp_path) as cells:
+        assert "a" in cells._places
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluationError, match="cannot be written"):
+        Cells(tmp_path / "file" / "x")
+
+
+def test_without_a_folder_nothing_is_kept():
+    with Cells(None) as cells:
+        cells.put("a", {"psnr": 1.0})
+        assert cells.get("a") == {}

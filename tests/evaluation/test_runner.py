@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segaware.errors import EvaluationError
+from segaware.evaluation.contestants import Function
+from segaware.evaluation.protocol import Noise, Protocol
+from segaware.evaluation.runner import evaluate
+from segaware.evaluation.sources import open_source
+from segaware.metrics import psnr
+
+RGB = ("red", "green", "blue")
+
+
+class Counted(Function):
+    """Halves the noise's amplitude by looking at nothing but the pixels, and counts its calls."""
+
+    def __init__(self, name="half", fails=()):
+        super().__init__(name, lambda noisy, sigma: noisy * 0.9)
+        self.calls, self.fails = [], fails
+
+    def denoise(self, noisy, cell):
+        self.calls.append((cell.item.name, cell.noise.label, cell.draw))
+        if cell.item.name in self.fails:
+            raise RuntimeError("no memory")
+        noisy.mul_(1.0)  # may write into what it is given
+        return super().denoise(noisy, cell)
+
+
+def rows(results):
+    return [{**row, "values": {k: v for k, v in row["values"].items() if k != "seconds"}} for row in results.rows()]
+
+
+def test_values_are_the_metrics_of_the_images(folder):
+    source = open_source(folder)
+    protocol = Protocol(noises=(Noise(sigma=25),), metrics=("psnr",), draws=2)
+    results = evaluate(source, [Counted()], protocol)
+    assert results.names == ["noisy", "half"]
+    sample = source.load(source.items[3])
+    noisy = protocol.noisy(sample.clean, Noise(sigma=25), name="im3", index=3, draw=1)
+    want = psnr(noisy[None] * 0.9, sample.clean[None], clamp=True)
+    assert results._values["psnr"][1, 0, 1, 3] == pytest.approx(float(want))
+    raw = psnr(noisy[None], sample.clean[None])  # the noisy image itself: not clamped, as papers print it
+    assert results._values["psnr"][0, 0, 1, 3] == pytest.approx(float(raw))
+
+
+def test_order_subset_and_company_do_not_matter(folder, shrink, thirds):
+    source = open_source(folder)
+    protocol = Protocol(noises=(Noise(sigma=15), Noise("poisson", peak=40)), harm=True)
+    whole = evaluate(source, [shrink(), Counted()], protocol, judges=[thirds])
+    part = evaluate(source.select(["im5", "im2"]), [Counted(), shrink()], protocol, judges=[thirds])
+    wanted = [row for row in rows(whole) if row["image"] in ("im2", "more/im5")]
+    key = lambda row: (row["noise"], row["image"], row["contestant"])  # noqa: E731
+    assert sorted(rows(part), key=key) == sorted(wanted, key=key)
+
+
+def test_tiles_do_not_matter(folder, shrink):
+    source = open_source(folder).select(limit=2)
+    whole, tiled = (evaluate(source, [shrink()], tile=tile)._values["psnr"] for tile in ("whole", 16))
+    np.testing.assert_allclose(whole, tiled, atol=1e-4)
+
+
+def test_a_second_run_computes_nothing(folder, thirds, tmp_path):
+    source = open_source(folder)
+    protocol = Protocol(noises=(Noise(sigma=25),), harm=True, draws=2)
+    first, second = Counted(), Counted()
+    one = evaluate(source, [first], protocol, judges=[thirds], out=tmp_path / "out")
+    two = evaluate(source, [second], protocol, judges=[thirds], out=tmp_path / "out")
+    assert len(first.calls) == 6 * 3 and second.calls == []
+    assert list(one.rows()) == list(two.rows())
+
+
+def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
+    source = open_source(folder)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, what):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(source, [Counted()], out=tmp_path, progress=stop)
+    again = Counted()
+    results = evaluate(source, [again], out=tmp_path)
+    assert [name for name, *_ in again.calls] == ["im3", "more/im4", "more/im5"]
+    assert rows(results) == rows(evaluate(source, [Counted()]))
+
+
+@pytest.mark.parametrize("change", ["weights", "noise", "seed", "image", "judge", "metric", "nothing"])
+def test_what_changes_is_computed_again(change, folder, tmp_path, shrink, thirds):
+    def run(share=0.5, judges=(), **options):
+        source = open_source(folder).select(limit=2)
+        evaluate(source, [shrink(share)], Protocol(**{"metrics": ("psnr",), **options}), judges=judges, out=tmp_path)
+        return len((tmp_path / "cells.jsonl").read_text().splitlines())
+
+    assert run() == 4  # two images, the noisy one and the denoiser
+    if change == "image":
+        Image.fromarray(255 - np.array(Image.open(folder / "im0.png"))).save(folder / "im0.png")
+    options = {
+        "weights": {"share": 0.6}, "noise": {"noises": (Noise(sigma=30),)}, "seed": {"seed": 1}, "judge": {"judges": [thirds]},
+        "metric": {"preset": "liu"},
+    }.get(change, {})  # fmt: skip
+    assert run(**options) == {"weights": 6, "image": 6, "nothing": 4}.get(change, 8)
+
+
+def test_what_was_known_is_kept_when_a_judge_is_added(folder, tmp_path, thirds):
+    source = open_source(folder).select(limit=1)
+    plain = rows(evaluate(source, [Counted()], out=tmp_path))
+    judged = rows(evaluate(source, [Counted()], out=tmp_path, judges=[thirds]))
+    assert [row["values"] for row in plain] == [row["values"] for row in judged] and "judges" in judged[1]
+
+
+def test_one_failing_image_is_marked_and_the_rest_goes_on(folder, tmp_path):
+    broken = Counted(fails=("im2",))
+    results = evaluate(open_source(folder), [broken, "noisy"], out=tmp_path)
+    assert [(f["contestant"], f["image"], f["error"]) for f in results.failures] == [("half", "im2", "RuntimeError: no memory")]
+    assert np.isnan(results._values["psnr"][0, 0, 0]).sum() == 1 and not np.isnan(results._values["psnr"][1]).any()
+    mended = Counted()
+    assert not evaluate(open_source(folder), [mended], out=tmp_path).failures
+    assert mended.calls == [("im2", "sigma 25", 0)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda noisy, sigma: noisy[:, 1:], "must give"),
+        (lambda noisy, sigma: noisy * float("nan"), "NaN"),
+        (lambda noisy, sigma: None, "NoneType"),
+    ],
+)
+def test_answers_that_are_no_image(answer, words, folder):
+    results = evaluate(open_source(folder).select(limit=1), [Function("odd", answer)])
+    assert len(results.failures) == 1 and words in results.failures[0]["error"]
+
+
+def test_a_damaged_image_costs_its_own_cells(folder):
+    (folder / "im1.png").write_bytes(b"not a picture")
+    results = evaluate(open_source(folder), [Counted()])
+    assert {f["image"] for f in results.failures} == {"im1"} and len(results.failures) == 2
+
+
+def test_labels_and_judges(labelled, thirds):
+    source = open_source(labelled, classes=RGB)
+    results = evaluate(source, [Counted()], Protocol(harm=True), judges=[thirds])
+    measure = next(m for m in results.measures if m.key == "miou:Thirds")
+    clean = results.data(measure, 0, 1)
+    assert clean.shape == (5, 3, 3) and (clean.sum((1, 2)) == 40 * 56 - 16).all()
+    changed = next(m for m in results.measures if m.key == "changed:Thirds")
+    same = results.data(changed, 0, 1)
+    assert (same.sum((1, 2)) == 40 * 56).all() and same.sum() == np.trace(same.sum(0))
+
+
+def test_a_judge_of_other_classes(labelled, thirds):
+    with pytest.raises(EvaluationError, match="knows 3 classes, the labels of CamVid val have 11"):
+        evaluate(open_source(labelled), [Counted()], judges=[thirds])
+    with pytest.raises(EvaluationError, match="'red' that is 'r'"):
+        evaluate(open_source(labelled, classes=("r", "green", "blue")), [Counted()], judges=[thirds])
+
+
+def test_images_smaller_than_a_judges_stride(tmp_path, thirds):
+    Image.fromarray(np.zeros((3, 20, 3), np.uint8)).save(tmp_path / "thin.png")
+    results = evaluate(open_source(tmp_path), [Counted()], Protocol(metrics=("psnr",)), judges=[thirds])
+    assert "less than its stride of 4" in results.failures[0]["error"]
+    assert not np.isnan(results._values["psnr"]).any()
+
+
+def test_give_back_runs_its_base_once(folder):
+    half = Counted()
+    from segaware.evaluation.contestants import GiveBack
+
+    results = evaluate(open_source(folder), [half, GiveBack(half, 0.03), GiveBack(half, 0.06)])
+    assert len(half.calls) == 6 and results.names == ["noisy", "half", "half+0.03", "half+0.06"]
+
+
+def test_pictures_are_kept_once(folder, tmp_path, thirds):
+    source = open_source(folder)
+    evaluate(source, [Counted()], judges=[thirds], out=tmp_path, pictures=["more/im4"])
+    place = tmp_path / "pictures" / "more_im4"
+    assert {p.name for p in place.glob("*.png")} == {"clean.png", "clean.Thirds.classes.png"}
+    assert {p.name for p in (place / "sigma_25").iterdir()} == {
+        "half.png", "half.Thirds.classes.png", "noisy.png", "noisy.Thirds.classes.png",
+    }  # fmt: skip
+    again = Counted()
+    evaluate(source, [again], judges=[thirds], out=tmp_path, pictures=["more/im4"])
+    assert again.calls == []
+
+
+def test_ready_images_are_not_asked_about_clean_input(folder):
+    results = evaluate(open_source(folder), [f"copy={folder}"], Protocol(harm=True, metrics=("psnr",)))
+    assert not results.failures and np.isinf(results._values["psnr"][1, 0]).all()
+    assert np.isnan(results._values["psnr"][1, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"contestants": [Function("a", torch.clone), Function("a", torch.clone)]}, "given twice"),
+        ({"pictures": ["im9"], "out": "x"}, "no such image"),
+        ({"pictures": ["im1"]}, "need a folder"),
+    ],
+)
+def test_bad_calls(options, words, folder):
+    with pytest.raises(EvaluationError, match=words):
+        evaluate(open_source(folder), **{"contestants": [], **options})
