@@ -17,8 +17,9 @@ from torch import nn
 
 from segaware import DnCNN, EntropySegAwareLoss, FFDNet, SegAwareWrapper
 from segaware.errors import TrainingError
+from segaware.metrics import psnr
 from segaware.training import Recipe, checkpoint, fit
-from segaware.training.data import Patches
+from segaware.training.data import Patches, degrade
 
 SMALL = Recipe(
     steps=12, batch_size=2, patch_size=16, log_every=4, validate_every=6, checkpoint_every=5, validation_crop=32,
@@ -186,12 +187,13 @@ def test_the_wrapper_holds_what_was_written_and_random_numbers_are_left_alone(tm
     assert all(torch.equal(held[k], v) for k, v in written.items()) and not net.training
 
 
-def test_dropout_and_measured_statistics_resume_exactly(tmp_path):
+@pytest.mark.parametrize("at", [5, 8])  # before the statistics are measured, and just then
+def test_dropout_and_measured_statistics_resume_exactly(tmp_path, at):
     def net():
         torch.manual_seed(3)
         return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
 
-    recipe = dataclasses.replace(SMALL, fixed_norm_steps=4, checkpoint_every=8, ema=0.9)
+    recipe = dataclasses.replace(SMALL, fixed_norm_steps=4, checkpoint_every=at, ema=0.9)
     fit(SegAwareWrapper(net(), ()), images(), recipe, tmp_path / "whole", progress=False)
     once = checkpoint.save
 
@@ -225,6 +227,49 @@ def test_validation_has_the_noise_of_the_recipe(tmp_path, noise):
     (level, value), = result.psnr.items()
     assert level == ("poisson" if noise == "poisson" else "51")
     assert value == pytest.approx(expected, abs=1.0)  # clamping gains a little
+
+
+def test_what_is_validated_is_what_is_written(tmp_path):
+    recipe = dataclasses.replace(SMALL, ema=0.9, learning_rate=1e-2, schedule="constant", fixed_norm_steps=3)
+    net = small_net()
+    result = fit(SegAwareWrapper(net, ()), images(), recipe, tmp_path, validation=images(1), progress=False)
+    clean = images(1)[0][None]
+    noisy = degrade(clean, recipe, 25 / 255, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert result.psnr["25"] == pytest.approx(psnr(net(noisy), clean, clamp=True).item(), abs=1e-3)
+    tensors, _, _ = checkpoint.load(checkpoint.latest(tmp_path))
+    assert not torch.equal(tensors["model"]["body.0.weight"], tensors["ema"]["body.0.weight"])
+    for key in ("body.3.running_mean", "body.3.running_var"):  # measured, so not remembered from before
+        assert torch.equal(tensors["model"][key], tensors["ema"][key])
+
+
+def trained(out, **changes):
+    net = small_net()
+    fit(SegAwareWrapper(net, ()), images(), dataclasses.replace(SMALL, **changes), out, progress=False)
+    return net
+
+
+def test_clipping(tmp_path):
+    def moved(name, **changes):
+        start = dict(small_net().named_parameters())
+        return max(float((p - start[k]).detach().abs().max()) for k, p in trained(tmp_path / name, **changes).named_parameters())
+
+    # Adam takes the size of a gradient out again, but not against its epsilon
+    assert moved("clipped", clip_norm=1e-12) < 1e-3 * moved("free")
+
+
+def test_float32_steps_are_in_float32(tmp_path):
+    plain, lower, last = (
+        trained(tmp_path / name, precision=precision, float32_steps=steps).state_dict()
+        for name, precision, steps in (("a", "float32", 0), ("b", "bf16", 0), ("c", "bf16", 12))
+    )
+    assert same(plain, last) and not same(plain, lower)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_format(tmp_path, channels_last):
+    weight = trained(tmp_path, channels_last=channels_last).body[2].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 def test_a_setting_that_would_not_go_on(tmp_path):

@@ -45,6 +45,16 @@ def test_the_rest_is_adam():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_weight_decay_is_of_matrices_alone():
+    conv, bias = nn.Conv2d(8, 8, 1, bias=False), nn.Parameter(torch.ones(3))
+    before = conv.weight.detach().clone()
+    optimizer = Muon([conv.weight], [bias], lr=0.1, weight_decay=0.5)
+    conv.weight.grad, bias.grad = torch.zeros_like(conv.weight), torch.zeros(3)
+    optimizer.step()
+    torch.testing.assert_close(conv.weight.detach(), 0.95 * before)
+    assert bias.tolist() == [1, 1, 1]
+
+
 def test_a_step_has_the_size_adam_would_have():
     conv = nn.Conv2d(32, 48, 3, bias=False)
     before = conv.weight.detach().clone()
