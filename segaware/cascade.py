@@ -23,6 +23,7 @@ from segaware.checks import check_finite, check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError, ModelError
 from segaware.layers.sft import resize_condition
+from segaware.pretrained import Pretrained
 from segaware.registry import build
 
 __all__ = ["SDABN", "SDB", "IgnoreCondition", "Stage"]
@@ -39,7 +40,7 @@ class Stage(NamedTuple):
     image: Tensor
 
 
-class IgnoreCondition(nn.Module):
+class IgnoreCondition(nn.Module, Pretrained):
     """A plain denoiser in the place of one that takes a condition; what the segmenter says is not used.
 
     For comparisons ("denoise in turns, without segmentation"), and on purpose only: :class:`SDB`
@@ -66,7 +67,7 @@ class IgnoreCondition(nn.Module):
         return self.denoiser(noisy) if sigma is None else self.denoiser(noisy, sigma)
 
 
-class SDB(nn.Module):
+class SDB(nn.Module, Pretrained):
     """Segmentation-denoising block: segment first, then denoise with what was seen. It is a denoiser.
 
     Args:
@@ -145,7 +146,7 @@ class SDB(nn.Module):
         return self.denoiser(total, sigma, condition=condition)
 
 
-class SDABN(nn.Module):
+class SDABN(nn.Module, Pretrained):
     """A cascade of blocks: every next one segments the last estimate and denoises it, with y, again.
 
     It is a denoiser: ``cascade(noisy)`` is the last image. :meth:`stages` gives all of them, with

@@ -21,7 +21,7 @@ from torch import nn
 from segaware.errors import WeightsError, closest
 from segaware.registry import build
 
-__all__ = ["DEFAULT_MODEL", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
+__all__ = ["CONFIG", "DEFAULT_MODEL", "WEIGHTS", "fill", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
 
 #: What ``denoise`` uses when no model is named.
 DEFAULT_MODEL = "dncnn-blind"
@@ -57,8 +57,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
         raise WeightsError(f"{source}: a file; give the model's folder, which holds {CONFIG} and {WEIGHTS}")
     if len(folder.parts) > 1:
         raise WeightsError(
-            f"{source}: no such folder; models are shipped names and folders for now"
-            f" (downloading is not supported yet); known: {', '.join(shipped_names()) or 'none'}"
+            f"{source}: no such folder; a model of the Hub is fetched first, by segaware.from_pretrained or 'segaware download';"
+            f" shipped: {', '.join(shipped_names()) or 'none'}"
         )
     return shipped_folder(str(source))
 
@@ -91,28 +91,40 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
         ModelError: an unknown architecture or arguments it does not take.
     """
     config = read_config(folder)
-    file = Path(folder) / WEIGHTS
-    if not file.is_file():
-        raise WeightsError(f"{folder}: no {WEIGHTS}; a model folder holds {CONFIG} and {WEIGHTS}")
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but not at the caller's expense
         model = build(config["architecture"], config["arguments"])
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-            _compare(expected, found, f"{file} for {config['architecture']}")
-            state = {key: tensors.get_tensor(key) for key in found}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: damaged or not a safetensors file ({error}); fetch or save the model again") from error
-    # batch normalisation's counter of batches means nothing after training and may be left out
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    model.load_state_dict(state, strict=False)
+    fill(model, folder, config["architecture"])
     if hasattr(model, "info") and config.get("training_noise"):
         import dataclasses
 
         info: Any = model.info
         model.info = dataclasses.replace(info, training_noise=config["training_noise"])
     return model.eval()
+
+
+def fill(model: nn.Module, folder: str | os.PathLike[str], name: str) -> None:
+    """Load the weights of an entry into a network that is there already, strictly, stored as they may be.
+
+    Args:
+        name: of the network, in the message where the tensors are not its own.
+
+    Raises:
+        WeightsError: a missing or damaged file, or tensors that are not this network's.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise WeightsError(f"{folder}: no {WEIGHTS}; a model folder holds {CONFIG} and {WEIGHTS}")
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            _compare(expected, found, f"{file} for {name}")
+            state = {key: tensors.get_tensor(key) for key in found}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: damaged or not a safetensors file ({error}); fetch or save the model again") from error
+    # batch normalisation's counter of batches means nothing after training and may be left out
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    model.load_state_dict(state, strict=False)
 
 
 def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], what: str) -> None:

@@ -18,6 +18,7 @@ from segaware.contracts import DenoiserInfo, Sigma
 from segaware.denoisers.foreign import Call, TakesSigma, kind, refuse_foreign
 from segaware.errors import InputError, ModelError
 from segaware.losses.entropy import EntropySegAwareLoss
+from segaware.pretrained import Pretrained
 
 __all__ = ["FIDELITY_SCALE", "SegAwareWrapper", "WrapperOutput", "fidelity"]
 
@@ -51,7 +52,7 @@ class WrapperOutput:
     weights: dict[str, float] = field(default_factory=dict)
 
 
-class SegAwareWrapper(nn.Module):
+class SegAwareWrapper(nn.Module, Pretrained):
     """Wrap a denoiser so that it can be trained with awareness; the wrapper is a denoiser itself.
 
     ``wrapper(noisy)`` denoises. ``wrapper(noisy, clean=clean)`` gives a :class:`WrapperOutput`
@@ -119,6 +120,18 @@ class SegAwareWrapper(nn.Module):
     def takes_sigma(self) -> bool:
         """Whether ``sigma`` may be given; a training loop passes it only then."""
         return self.info.takes_sigma
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The arguments that say how the denoiser is called, JSON-able: what a saved wrapper is built again with."""
+        call, form = self._call, self._call.sigma.form
+        takes_sigma: str | bool = False if form == "none" else "auto" if form == "contract" else form
+        return {
+            "predicts": call.predicts,
+            "value_range": list(call.value_range),
+            "takes_sigma": takes_sigma,
+            "size_multiple": call.size_multiple,
+        }
 
     @property
     def term_weights(self) -> dict[str, float]:

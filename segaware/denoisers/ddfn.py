@@ -13,6 +13,7 @@ from segaware.checks import check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
 from segaware.layers.sft import ConditionEncoder, SFTLayer, check_condition
+from segaware.pretrained import Pretrained
 
 __all__ = ["DDFN"]
 
@@ -61,7 +62,7 @@ class _Fusion(nn.Module):
         return torch.cat([features, F.relu(self.fuse(inner))], dim=1)  # (B, inputs + 8, H, W)
 
 
-class DDFN(nn.Module):
+class DDFN(nn.Module, Pretrained):
     """Dense blocks of dilated convolutions at full resolution; the clean image comes out directly.
 
     A multi-scale stem to 32 channels, ``blocks`` fusion blocks that add 8 channels each, a 1 x 1

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from segaware.checks import check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
+from segaware.pretrained import Pretrained
 
 __all__ = ["DnCNN"]
 
 
-class DnCNN(nn.Module):
+class DnCNN(nn.Module, Pretrained):
     """Predict the noise with a plain stack of convolutions and take it away.
 
     Conv-ReLU, then (depth - 2) x Conv-BN-ReLU, then Conv; all 3 x 3, zero padded, without bias.

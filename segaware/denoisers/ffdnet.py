@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from segaware.checks import check_images, sigma_map
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
+from segaware.pretrained import Pretrained
 
 __all__ = ["FFDNet"]
 
 
-class FFDNet(nn.Module):
+class FFDNet(nn.Module, Pretrained):
     """Denoise at a noise level that is told, on pixels folded 2 x 2 into channels.
 
     The image is unshuffled to half resolution and four times the channels, a noise-level map is

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segaware.checks import check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
+from segaware.pretrained import Pretrained
 
 __all__ = ["LiuDenoiser"]
 
@@ -49,7 +50,7 @@ class _Module(nn.Module):
         return F.relu(features + self.residual(features))
 
 
-class LiuDenoiser(nn.Module):
+class LiuDenoiser(nn.Module, Pretrained):
     """Encode at halved scales, decode with skips, and add the result to the noisy image.
 
     1,033,443 parameters in the default form. Blind: it is told no noise level.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError
+from segaware.pretrained import Pretrained
 from segaware.segmenters.backbones import build_backbone, check_triple
 
 __all__ = ["FPNSegmenter"]
@@ -48,7 +49,7 @@ class _Normed(nn.Module):
         return F.relu(self.norm_b(self.b(x)), inplace=True)
 
 
-class FPNSegmenter(nn.Module):
+class FPNSegmenter(nn.Module, Pretrained):
     """Feature pyramid on a backbone's levels, merged at stride 4, one 3 x 3 convolution to K logits.
 
     A 1 x 1 convolution brings each level to ``width`` channels; from the coarsest down, each sum is

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError, ModelError, WeightsError
+from segaware.pretrained import Pretrained
 from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple, load_library
 
 __all__ = ["HRNetSegmenter", "convert_hrnet"]
@@ -85,7 +86,7 @@ def _fuse(module: Any, branches: list[Tensor]) -> list[Tensor]:
     return fused
 
 
-class HRNetSegmenter(nn.Module):
+class HRNetSegmenter(nn.Module, Pretrained):
     """Four resolutions side by side, exchanged after every module; logits at stride 4.
 
     3,860,720 parameters in the trunk; with the head 3,939,579 at 19 classes, 3,936,598 at 8.

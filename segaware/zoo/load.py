@@ -1,43 +1,152 @@
-"""Trained models by name: load one, list them all. Nothing is downloaded."""
+"""Trained models by name, folder or repository of the Hugging Face Hub: load one; list those that ship."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from segaware.entries import DEFAULT_MODEL, load_entry, locate, read_config, shipped_folder, shipped_names
-from segaware.errors import InputError
-from segaware.registry import build
+from segaware.entries import DEFAULT_MODEL, fill, load_entry, locate, read_config, shipped_folder, shipped_names
+from segaware.errors import InputError, WeightsError, closest
+from segaware.registry import ARCHITECTURES, build
+from segaware.wrapper import SegAwareWrapper
+from segaware.zoo.catalog import catalog
+from segaware.zoo.hub import fetch, is_repo
 
-__all__ = ["DEFAULT_MODEL", "ModelRecord", "from_pretrained", "list_models"]
+__all__ = ["DEFAULT_MODEL", "ModelRecord", "from_pretrained", "from_pretrained_as", "list_models", "resolve"]
+
+_Model = TypeVar("_Model")
+#: What a model remembers of where it comes from, and what is saved with it again.
+_PROVENANCE = ("training_noise", "training_data", "license")
 
 
 def from_pretrained(
     source: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    denoiser: nn.Module | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """A trained network, in eval mode, its parameters trainable.
 
     Args:
-        source: a shipped name (:func:`list_models`) or the folder of a model, which holds
-            ``config.json`` and ``model.safetensors``.
+        source: a name of the zoo (:func:`list_models`; those that ship touch no network), the folder of
+            a model, which holds ``config.json`` and ``model.safetensors``, or a repository of the
+            Hugging Face Hub that holds them, ``"owner/name"``. A folder goes before a repository.
+        revision: branch, tag or commit of a repository; a full commit (40 digits) that is cached makes
+            no request. None = as the zoo has pinned it, else the main branch.
+        cache_dir: None = that of the Hub's client (``HF_HOME``).
+        token: for gated and private repositories; None = that of the log-in.
+        local_files_only: read the cache, ask nobody; the same as ``HF_HUB_OFFLINE=1``.
+        denoiser: the network to fill, for a saved :class:`segaware.SegAwareWrapper` around a network
+            that is not of this package.
         device: where to put it; None = the processor.
         dtype: of its parameters; None = float32.
 
     Raises:
-        WeightsError: an unknown name, or a folder with a missing, damaged or foreign file.
+        WeightsError: an unknown name or repository, a download that fails, or a missing, damaged or
+            foreign file.
         ModelError: an unknown architecture.
-        InputError: a dtype that is no floating one.
+        InputError: a dtype that is no floating one; a revision of what has none; a ``denoiser`` that is
+            missing or of no use.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"from_pretrained: dtype {dtype} is not a floating one; use torch.float32 or torch.bfloat16")
-    return load_entry(locate(source)).to(device=device, dtype=dtype)
+    folder = resolve(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    return _load(folder, denoiser).to(device=device, dtype=dtype)
+
+
+def from_pretrained_as(cls: type[_Model], source: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> _Model:
+    """:func:`from_pretrained`, for a source that must hold a ``cls``. A wrapper is put around a denoiser.
+
+    Raises:
+        WeightsError: another architecture, besides what is raised there.
+    """
+    fetching = {key: options.pop(key) for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
+    folder = resolve(source, **fetching)
+    held = read_config(folder)["architecture"]
+    wanted = f"{cls.__module__}:{cls.__qualname__}"
+    wraps = issubclass(cls, SegAwareWrapper)
+    if not wraps and ARCHITECTURES.get(held, held) != wanted:
+        raise WeightsError(f"{source}: holds {held}, not {cls.__name__}; use {held}.from_pretrained or segaware.from_pretrained")
+    model = from_pretrained(folder, **options)
+    if wraps and not isinstance(model, SegAwareWrapper):
+        if getattr(model, "info", None) is None:
+            raise WeightsError(f"{source}: holds {held}, a segmenter, not a denoiser that could be wrapped")
+        model = SegAwareWrapper(model, ()).eval()
+    if not isinstance(model, cls):
+        raise WeightsError(f"{source}: holds {type(model).__name__}, not {cls.__name__}; use segaware.from_pretrained")
+    return model
+
+
+def resolve(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    also: tuple[str, ...] = (),
+) -> Path:
+    """The folder of a model, fetched if it must be; arguments and errors as :func:`from_pretrained`.
+
+    Args:
+        also: further files to fetch from a repository, where it has them.
+    """
+    shipped = isinstance(source, str) and source in shipped_names()
+    if not shipped and isinstance(source, str):
+        known = catalog()
+        options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only, "also": also}
+        if source in known:
+            entry = known[source]
+            pinned = revision in (None, entry.revision)
+            return fetch(entry.repo, revision or entry.revision, sha256=entry.sha256 if pinned else None, **options)
+        if is_repo(source):
+            return fetch(source, revision, **options)
+        if Path(source).name == source and not os.path.lexists(source):
+            raise WeightsError(f"unknown model {source!r}; {closest(source, [*shipped_names(), *known])}")
+    if revision is not None:
+        raise InputError(f"{source}: revision {revision!r} is for repositories of the Hub; this is {'shipped' if shipped else 'a folder'}")
+    return locate(source)
+
+
+def _load(folder: Path, denoiser: nn.Module | None) -> nn.Module:
+    config = read_config(folder)
+    if config["architecture"] == "SegAwareWrapper":
+        model: nn.Module = _wrapper(folder, config["arguments"], denoiser)
+    elif denoiser is not None:
+        raise InputError(f"{folder}: holds {config['architecture']}, which is built from its config; leave denoiser= out")
+    else:
+        model = load_entry(folder)
+    model.provenance = {key: config[key] for key in _PROVENANCE if config.get(key)}  # type: ignore[assignment]
+    return model
+
+
+def _wrapper(folder: Path, arguments: dict[str, Any], denoiser: nn.Module | None) -> SegAwareWrapper:
+    """A saved wrapper, without losses, around its own denoiser or the one given."""
+    adapter = dict(arguments)
+    described = adapter.pop("denoiser", None)
+    if denoiser is None:
+        if not isinstance(described, dict) or not isinstance(described.get("architecture"), str):
+            raise InputError(f"{folder}: the weights of a network that is not of segaware; build it and pass it as denoiser=network")
+        if not isinstance(described.get("arguments"), dict):
+            raise WeightsError(f"{folder}: the config's denoiser has no arguments; save the model again")
+        with torch.random.fork_rng(devices=[]):
+            denoiser = build(described["architecture"], described["arguments"])
+    try:
+        wrapper = SegAwareWrapper(denoiser, (), **adapter)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{folder}: its config does not describe a wrapper ({error}); save the model again") from error
+    fill(wrapper, folder, type(denoiser).__name__)
+    return wrapper.eval()
 
 
 @dataclass(frozen=True)

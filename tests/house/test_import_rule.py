@@ -12,7 +12,7 @@ PACKAGE = Path(segaware.__file__).parent
 #: Rooms by floor; a name is a folder or a module at the package's top. Rooms joined by a space are
 #: one room (the ground floor). A new room gets its floor here.
 FLOORS = [
-    ["errors contracts checks registry"],
+    ["errors contracts checks registry pretrained"],
     ["layers", "noise", "image_io", "entries", "luma"],
     ["denoisers", "segmenters", "losses", "metrics task_metrics label_free detection", "niqe niqe_features"],
     ["wrapper", "cascade", "inference"],

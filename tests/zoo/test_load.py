@@ -36,7 +36,7 @@ def test_device_and_dtype(shipped):
     [
         ("dncn-blind", "did you mean 'dncnn-blind'"),
         ("xyz", "known: dncnn-blind, ffdnet"),
-        ("someone/their-model", "shipped names and folders for now"),
+        ("./someone/their-model", "no such folder"),
     ],
 )
 def test_unknown(shipped, source, words):
