@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from segaware.errors import InputError, ModelError
+from segaware.losses.features import Features, as_list, as_module
 from segaware.losses.frozen import Frozen, LossThroughNetwork, need
 from segaware.losses.logits import check_logits, full_precision, log_probabilities, widen
 
@@ -86,7 +86,7 @@ class ConsistencyLoss(LossThroughNetwork):
         segmenter: nn.Module | None = None,
         *,
         temperature: float = 1.0,
-        features: Callable[[Tensor], Tensor | Sequence[Tensor]] | None = None,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         _check_temperature(temperature, "ConsistencyLoss")
@@ -94,7 +94,7 @@ class ConsistencyLoss(LossThroughNetwork):
             raise InputError("ConsistencyLoss: segmenter and features; give one, two terms can be put in a list")
         self.temperature = temperature
         self.by_features = features is not None
-        self.network = Frozen(segmenter if features is None else _as_module(features), where="ConsistencyLoss")
+        self.network = Frozen(segmenter if features is None else as_module(features, where="ConsistencyLoss"), where="ConsistencyLoss")
 
     def forward(self, denoised: Tensor, *, clean: Tensor | None = None) -> Tensor:
         clean = need(clean, "clean", where="ConsistencyLoss")
@@ -104,36 +104,8 @@ class ConsistencyLoss(LossThroughNetwork):
         found = see(denoised)
         if not self.by_features:
             return consistency(found, target, temperature=self.temperature)
-        pairs = list(zip(_as_list(found), _as_list(target), strict=True))
+        pairs = list(zip(*(as_list(f, where="ConsistencyLoss") for f in (found, target)), strict=True))
         return torch.stack([feature_distance(a, b) for a, b in pairs]).mean()
-
-
-class _Method(nn.Module):
-    """A module's method (or a plain function) as a module, so that it can be frozen and moved."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor | Sequence[Tensor]]) -> None:
-        super().__init__()
-        owner = getattr(function, "__self__", None)
-        self.owner = owner if isinstance(owner, nn.Module) else None
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor | Sequence[Tensor]:
-        return self.function(images)
-
-
-def _as_module(features: Callable[[Tensor], Tensor | Sequence[Tensor]]) -> nn.Module:
-    if not callable(features):
-        raise InputError(f"ConsistencyLoss: features is {type(features).__name__}; give a callable from images to tensors")
-    return features if isinstance(features, nn.Module) else _Method(features)
-
-
-def _as_list(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    found = [features] if isinstance(features, Tensor) else list(features) if isinstance(features, (list, tuple)) else []
-    if not found or not all(isinstance(f, Tensor) and f.is_floating_point() for f in found):
-        raise ModelError(
-            f"ConsistencyLoss: features gave {type(features).__name__}; return a float tensor or a list of float tensors"
-        )
-    return found
 
 
 def _check_temperature(temperature: float, where: str) -> None:
