@@ -6,6 +6,7 @@ import click
 
 from segaware import __version__
 from segaware.cli.denoise import denoise
+from segaware.cli.download import download
 from segaware.cli.evaluate import evaluate
 from segaware.cli.models import models
 
@@ -22,9 +23,11 @@ def main() -> None:
     segaware denoise photos/ -o denoised/
     segaware evaluate photos/ --sigma 25
     segaware models
+    segaware download OWNER/NAME
     """
 
 
 main.add_command(denoise)
+main.add_command(download)
 main.add_command(evaluate)
 main.add_command(models)
