@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from segaware import __version__
+from segaware.cli.convert import convert
 from segaware.cli.denoise import denoise
 from segaware.cli.download import download
 from segaware.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ def main() -> None:
     """
 
 
+main.add_command(convert)
 main.add_command(denoise)
 main.add_command(download)
 main.add_command(evaluate)

@@ -25,6 +25,8 @@ class DnCNN(nn.Module, Pretrained):
         channels: image channels (3 colour, 1 gray, any number of bands).
         depth: number of convolutions, at least 2. The receptive field is 2 * depth + 1.
         width: channels inside.
+        bias: give the first and the last convolution, which no normalisation follows, a bias. For
+            weights trained so by others; a bias of the inner ones is in their normalisation.
 
     Shape: ``(B, channels, H, W)`` in [0, 1] plus noise -> same, the clean estimate, not clamped;
         any H, W from 1 x 1.
@@ -36,17 +38,17 @@ class DnCNN(nn.Module, Pretrained):
         returns the noise and leaves the subtraction to the caller; here the module subtracts.
     """
 
-    def __init__(self, channels: int = 3, depth: int = 20, width: int = 64) -> None:
+    def __init__(self, channels: int = 3, depth: int = 20, width: int = 64, *, bias: bool = False) -> None:
         super().__init__()
         if channels < 1 or depth < 2 or width < 1:
             raise InputError(f"DnCNN: channels {channels}, depth {depth}, width {width}; need at least 1, 2 and 1")
-        self.config = {"channels": channels, "depth": depth, "width": width}
+        self.config = {"channels": channels, "depth": depth, "width": width, **({"bias": True} if bias else {})}
         self.info = DenoiserInfo(channels=channels, receptive_field=2 * depth + 1)
 
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=bias), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):
             layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        layers.append(nn.Conv2d(width, channels, 3, padding=1, bias=False))
+        layers.append(nn.Conv2d(width, channels, 3, padding=1, bias=bias))
         self.body = nn.Sequential(*layers)
         self._init_weights()
 
@@ -54,6 +56,8 @@ class DnCNN(nn.Module, Pretrained):
         for module in self.body:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 # N(0, 2 / (9 * 64)) clipped to +-0.025, as released: half of the scales start negative.
                 nn.init.normal_(module.weight, 0.0, (2.0 / (9.0 * 64.0)) ** 0.5)

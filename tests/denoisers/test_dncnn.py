@@ -9,7 +9,7 @@ from segaware import DnCNN
 class TestDnCNN(DenoiserTester):
     cls = DnCNN
     small = {"depth": 4, "width": 8}
-    variants = [{"channels": 1}, {"depth": 2}, {"width": 1, "channels": 5}]
+    variants = [{"channels": 1}, {"depth": 2}, {"width": 1, "channels": 5}, {"bias": True}]
     reach = [{"depth": 2, "width": 2}, {"depth": 5, "width": 2}, {"depth": 20, "width": 2}]
     counts = [({}, 669_312), ({"channels": 1}, 667_008), ({"depth": 17}, 558_336)]
     refused = [{"channels": 0}, {"depth": 1}, {"width": 0}]

@@ -1,0 +1,343 @@
+"""Other people's checkpoints as segaware models: pure maps from state dict to state dict, one a layout.
+
+Weights keep the terms of those who trained them: convert files that you obtained; none are shipped.
+
+========================  ==========================================================================
+layout                    keys
+========================  ==========================================================================
+numbered stack            ``PREFIX.0.weight``, ... of one ``nn.Sequential``: U-SAID's release
+                          (``dncnn.``), KAIR's DnCNN and FFDNet (``model.``), with batch
+                          normalisation or with it merged; the network predicts the noise (DnCNN)
+                          or the image (FFDNet), as those do
+deepinv's DnCNN           ``in_conv``, ``conv_list.0``, ..., ``out_conv``; predicts minus the noise
+HRNet, official or timm   as :func:`segaware.segmenters.hrnet.convert_hrnet` knows it
+========================  ==========================================================================
+
+A stack says nothing of dilation: KAIR's IRCNN looks like a DnCNN of depth 7 and is no such thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segaware.entries import CONFIG, WEIGHTS, write_entry
+from segaware.errors import InputError, WeightsError, closest
+from segaware.registry import build
+from segaware.zoo.foreign_file import open_checkpoint, unwrap
+
+__all__ = ["CONVERTERS", "Conversion", "convert_file", "deepinv_dncnn", "official_hrnet", "stack_dncnn", "stack_ffdnet"]
+
+State = dict[str, Tensor]
+_LAYER = re.compile(r"(?:(?P<prefix>.*)\.)?(?P<index>\d{1,4})\.(?P<name>[a-z_]+)")
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_EPS = 1e-5  # of our batch normalisation
+#: What gives another network away: a part of a key, and whose it is.
+_OTHERS = (
+    ("m_head", "DRUNet or UNetRes (KAIR)"),
+    ("residual_group", "SwinIR"),
+    ("encoder_level1", "Restormer"),
+    ("sca.", "NAFNet"),
+    ("trans_block", "SCUNet"),
+    ("layer1.0.conv1", "a ResNet"),
+    ("toplayer", "an FPN segmenter"),
+    ("exp_avg", "an optimizer: its state, no weights"),
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a map makes of a foreign state dict.
+
+    Args:
+        layout: the name of what was found, for people.
+        arguments: of the architecture's constructor, read from keys and shapes.
+        state: the tensors under segaware's keys.
+        used: how many tensors of the file are in it.
+    """
+
+    layout: str
+    arguments: dict[str, Any]
+    state: State
+    used: int
+
+
+def convert_file(
+    file: str | os.PathLike[str],
+    architecture: str,
+    folder: str | os.PathLike[str],
+    *,
+    bn_eps: float | None = None,
+    overwrite: bool = False,
+) -> tuple[nn.Module, Conversion]:
+    """Convert a checkpoint into a model folder that ``from_pretrained`` and ``--model`` take.
+
+    Args:
+        file: a torch file, opened with ``weights_only=True``, or a safetensors file.
+        architecture: a name in ``CONVERTERS``.
+        bn_eps: epsilon of the batch normalisation that the file was trained with; None = as the
+            layout's authors had it (KAIR 1e-4, others 1e-5).
+        overwrite: replace a model that is in ``folder``.
+
+    Returns:
+        The network in eval mode, and what was found.
+
+    Raises:
+        InputError: an architecture without a converter, or a folder that holds a model already.
+        WeightsError: a file that cannot be opened, or of another network: with what is missing and
+            unexpected, and the likely cause.
+    """
+    if architecture not in CONVERTERS:
+        raise InputError(f"no converter to {architecture!r}; {closest(architecture, CONVERTERS)}")
+    file, folder = Path(file), Path(folder)
+    there = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if there and not overwrite:
+        raise InputError(f"{folder}: holds {there[0]} already; choose another folder, or allow it with --overwrite")
+    content = open_checkpoint(file)
+    try:
+        state = unwrap(content)
+        _check_numbers(state)
+        found = CONVERTERS[architecture](state, bn_eps)
+        model = _load(architecture, found)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
+    origin = {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "layout": found.layout,
+        "terms": "those of the original file",
+    }
+    write_entry(folder, model, {"converted_from": origin})
+    return model, found
+
+
+def stack_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
+    """DnCNN from a numbered stack, with batch normalisation (any convolution biases) or with it merged.
+
+    A bias before a normalisation goes into its running mean; one without goes into a normalisation
+    that does nothing else. Another epsilon goes into the running variance. All exact.
+    """
+    prefix, layers, stack = _stack(state, "DnCNN")
+    first, last = stack[0], stack[-1]
+    norm = any("running_var" in layer for layer in layers.values())
+    kair = prefix == "model" and "bias" in layers[first]
+    eps = bn_eps if bn_eps is not None else (1e-4 if kair else _EPS)
+    channels = _check_shapes([layers[i]["weight"] for i in stack], "DnCNN", lambda out: out)
+    biased = [i for i in (first, last) if "bias" in layers[i]]
+    result: State = {}
+    for number, index in enumerate(stack):
+        weight, bias = layers[index]["weight"], layers[index].get("bias")
+        own = 0 if number == 0 else 3 * number - 1
+        result[f"body.{own}.weight"] = weight
+        if index in (first, last):
+            if biased:
+                result[f"body.{own}.bias"] = bias if bias is not None else torch.zeros(weight.shape[0])
+            continue
+        ours = layers[index + 1] if norm else _silent_norm(weight.shape[0], bias)
+        mean, variance = ours["running_mean"], ours["running_var"]
+        if norm:
+            mean = mean if bias is None else mean.double() - bias.double()
+            variance = variance.double() + (eps - _EPS)
+            if not bool((variance > -_EPS).all()):
+                raise WeightsError(f"{_key(prefix, index + 1)}running_var is negative; the file is damaged, or bn_eps is wrong")
+        for name, value in zip(_NORM, (ours["weight"], ours["bias"], mean, variance), strict=True):
+            result[f"body.{own + 1}.{name}"] = value
+    arguments = {"channels": channels, "depth": len(stack), "width": layers[first]["weight"].shape[0]}
+    if biased:
+        arguments["bias"] = True
+    origin = "KAIR" if prefix == "model" else "U-SAID" if prefix == "dncnn" else "plain"
+    layout = f"{origin} stack, {'with batch normalisation' if norm else 'normalisation merged'}"
+    return Conversion(layout, arguments, result, _used(layers))
+
+
+def stack_ffdnet(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
+    """FFDNet from a numbered stack with batch normalisation merged, as KAIR's released ones."""
+    prefix, layers, stack = _stack(state, "FFDNet")
+    if any("running_var" in layer for layer in layers.values()):
+        raise WeightsError("holds batch normalisation, which FFDNet has not; merge it into the convolutions first")
+    channels = _check_shapes([layers[i]["weight"] for i in stack], "FFDNet", lambda out: out + 1) // 4
+    result: State = {}
+    for number, index in enumerate(stack):
+        weight = layers[index]["weight"]
+        result[f"body.{2 * number}.weight"] = weight
+        result[f"body.{2 * number}.bias"] = layers[index].get("bias", torch.zeros(weight.shape[0]))
+    arguments = {"channels": channels, "depth": len(stack), "width": layers[stack[0]]["weight"].shape[0]}
+    return Conversion(f"{'KAIR' if prefix == 'model' else 'plain'} stack", arguments, result, _used(layers))
+
+
+def deepinv_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
+    """DnCNN from deepinv's, which has no normalisation and adds what its last convolution says."""
+    prefix = next(key for key in state if key.endswith("in_conv.weight")).removesuffix("in_conv.weight")
+    inner = sum(key.startswith(f"{prefix}conv_list.") and key.endswith(".weight") for key in state)
+    names = ["in_conv", *(f"conv_list.{i}" for i in range(inner)), "out_conv"]
+    parts = ("weight", "bias") if f"{prefix}in_conv.bias" in state else ("weight",)
+    _compare({f"{prefix}{name}.{part}" for name in names for part in parts}, set(state), state, "DnCNN")
+    sign = {"out_conv": -1}
+    stack = {
+        f"x.{2 * number}.{part}": state[f"{prefix}{name}.{part}"] * sign.get(name, 1)
+        for number, name in enumerate(names)
+        for part in parts
+    }
+    found = stack_dncnn(stack)
+    return Conversion("deepinv", found.arguments, found.state, len(stack))
+
+
+def official_hrnet(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
+    """HRNetSegmenter, default form, from the official segmentation network (timm's has no head)."""
+    from segaware.segmenters.hrnet import convert_hrnet
+
+    found = convert_hrnet(state)
+    head = found.get("head.3.weight")
+    if head is None:
+        _compare({"last_layer.0.weight", "last_layer.3.weight"}, set(state), state, "HRNetSegmenter")
+    assert head is not None
+    return Conversion("official HRNet", {"num_classes": head.shape[0]}, found, len(found))
+
+
+def _dncnn(state: Mapping[str, Tensor], bn_eps: float | None) -> Conversion:
+    layout = deepinv_dncnn if any(key.endswith("in_conv.weight") for key in state) else stack_dncnn
+    return layout(state, bn_eps)
+
+
+#: By architecture: a map of a foreign state dict without wrappings, and the epsilon of its normalisation.
+CONVERTERS: dict[str, Callable[[Mapping[str, Tensor], float | None], Conversion]] = {
+    "DnCNN": _dncnn,
+    "FFDNet": stack_ffdnet,
+    "HRNetSegmenter": official_hrnet,
+}
+
+
+def _stack(state: Mapping[str, Tensor], wanted: str) -> tuple[str, dict[int, State], list[int]]:
+    """The prefix, the layers by number, and which of them are convolutions, all keys accounted for."""
+    matches = {key: match for key in state if (match := _LAYER.fullmatch(key))}
+    prefixes = [match["prefix"] or "" for match in matches.values()]
+    if not prefixes:
+        usual = {f"model.{index}.{part}" for index in (0, 2, 4) for part in ("weight", "bias")}
+        _compare(usual, set(state), state, wanted)
+    prefix = max(sorted(set(prefixes)), key=prefixes.count)
+    layers: dict[int, State] = {}
+    for key, match in matches.items():
+        if (match["prefix"] or "") == prefix and match["name"] != "num_batches_tracked":
+            layers.setdefault(int(match["index"]), {})[match["name"]] = state[key]
+    norm = any("running_var" in layer for layer in layers.values())
+    last = max(layers)
+    if norm:
+        stack = [0, *range(2, last, 3), last]
+    else:
+        stack = [*range(0, last, 2), last]
+    biased = {index for index in stack if "bias" in layers.get(index, {})}
+    ends = {0, last}
+    expected = {_key(prefix, index) + "weight" for index in stack}
+    expected |= {_key(prefix, index) + "bias" for index in (stack if biased - ends else ends if biased else ())}
+    if norm:
+        expected |= {f"{_key(prefix, index + 1)}{name}" for index in stack[1:-1] for name in _NORM}
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    _compare(expected, set(state) - counters, state, wanted)
+    return prefix, layers, stack
+
+
+def _key(prefix: str, index: int) -> str:
+    return f"{prefix}.{index}." if prefix else f"{index}."
+
+
+def _used(layers: Mapping[int, State]) -> int:
+    return sum(len(layer) for layer in layers.values())
+
+
+def _silent_norm(width: int, bias: Tensor | None) -> State:
+    """A batch normalisation that adds a bias and does nothing else."""
+    return {
+        "weight": torch.ones(width),
+        "bias": torch.zeros(width) if bias is None else bias,
+        "running_mean": torch.zeros(width),
+        "running_var": torch.full((width,), 1.0 - _EPS),
+    }
+
+
+def _check_shapes(weights: list[Tensor], wanted: str, given: Callable[[int], int]) -> int:
+    """Channels that the last convolution gives; WeightsError where the stack is no ``wanted``."""
+    if len(weights) < 2:
+        raise WeightsError(f"a single layer is no {wanted}; the file holds part of a network")
+    for weight in weights:
+        if weight.ndim != 4 or tuple(weight.shape[2:]) != (3, 3):
+            raise WeightsError(f"a convolution of shape {tuple(weight.shape)}, but those of {wanted} are 3 x 3; this is another network")
+    width, taken, out = weights[0].shape[0], weights[0].shape[1], weights[-1].shape[0]
+    inner = {tuple(weight.shape[:2]) for weight in weights[1:-1]} | {(width, weights[-1].shape[1])}
+    if inner != {(width, width)}:
+        raise WeightsError(f"the inner convolutions are not all {width} channels wide, as those of {wanted} are; this is another network")
+    if taken != given(out) or (wanted == "FFDNet" and out % 4):
+        if taken == out + 1 and out % 4 == 0:
+            cause = "it looks like an FFDNet: --arch FFDNet"
+        elif taken == out + 1:
+            cause = "it looks like an FDnCNN, which takes the noise level as a channel more; there is no converter for it"
+        elif taken == out:
+            cause = "it looks like a DnCNN: --arch DnCNN"
+        else:
+            cause = "this is another network"
+        raise WeightsError(f"takes {taken} channels and gives {out}, which no {wanted} does; {cause}")
+    return out
+
+
+def _check_numbers(state: Mapping[str, Tensor]) -> None:
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if not value.is_floating_point():
+            raise WeightsError(f"{key} is {value.dtype}; quantised or packed weights cannot be converted, take the float ones")
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{key} holds NaN or infinite numbers; the training diverged or the file is damaged")
+
+
+def _compare(expected: set[str], found: set[str], state: Mapping[str, Tensor], wanted: str) -> None:
+    missing, extra = sorted(expected - found, key=_in_order), sorted(found - expected, key=_in_order)
+    if missing or extra:
+        parts = [
+            f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for keys, label in ((missing, "missing"), (extra, "unexpected"))
+            if keys
+        ]
+        raise WeightsError(f"not a {wanted}: {'; '.join(parts)}. {_cause(state, bool(expected & found))}")
+
+
+def _in_order(key: str) -> list[tuple[int, int, str]]:
+    """Layer 2 before layer 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
+
+
+def _cause(state: Mapping[str, Tensor], partly: bool) -> str:
+    for part, name in _OTHERS:
+        if any(part in key for key in state):
+            return f"Likely cause: it is {name}"
+    if any(key.endswith("in_conv.weight") for key in state):
+        return "Likely cause: it is deepinv's DnCNN, --arch DnCNN, or a changed one"
+    if partly:
+        return "Likely cause: a file that was cut or edited, or a network with further layers"
+    return (
+        "Likely cause: another network, or a layout that is not known."
+        " A network of your own needs no conversion: SegAwareWrapper(network)"
+    )
+
+
+def _load(architecture: str, found: Conversion) -> nn.Module:
+    """A network of the architecture with the tensors of the conversion, all of them."""
+    model = build(architecture, found.arguments)
+    own = model.state_dict()
+    expected = {key for key in own if not key.endswith("num_batches_tracked")}
+    given = {key for key in found.state if not key.endswith("num_batches_tracked")}
+    _compare(expected, given, found.state, architecture)
+    for key in sorted(expected, key=_in_order):
+        if own[key].shape != found.state[key].shape:
+            raise WeightsError(
+                f"{key} has shape {tuple(found.state[key].shape)}, {architecture} needs {tuple(own[key].shape)};"
+                " the file is of a wider, narrower or changed network"
+            )
+    model.load_state_dict({key: found.state[key].to(own[key].dtype) for key in expected}, strict=False)
+    return model.eval()
