@@ -30,6 +30,18 @@ class _Tile(click.ParamType):
         self.fail(f"{value!r} is not auto, whole or a positive number of pixels", param, ctx)
 
 
+class _Sigma(click.ParamType):
+    name = "LEVEL|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        if value == "auto" or isinstance(value, float):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -39,7 +51,9 @@ _PATH = click.Path(path_type=Path)
     "-o", "--output", "target", metavar="OUTPUT", type=_PATH, required=True, help="File, or folder for a folder."
 )
 @click.option("-m", "--model", help="Name (see 'segaware models') or folder of a model.")
-@click.option("-s", "--sigma", type=float, help="Noise level in 8-bit units (25 is 25/255), for models that take one.")
+@click.option(
+    "-s", "--sigma", type=_Sigma(), help="Noise level in 8-bit units (25 is 25/255), or auto, for models that take one."
+)
 @click.option("--tile", type=_Tile(), default="auto", show_default=True, help="Side of a tile; the result is the same.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
@@ -57,7 +71,7 @@ def denoise(
     source: Path,
     target: Path,
     model: str | None,
-    sigma: float | None,
+    sigma: float | str | None,
     tile: str | int,
     device: str,
     precision: str,
@@ -89,12 +103,13 @@ def denoise(
 
     engine = Engine(model or DEFAULT_MODEL, tile=tile, precision=precision, device=device)
     _check_model_sigma(engine, sigma)
-    outcomes = _run(jobs, engine, None if sigma is None else sigma / 255, single, overwrite, compare, clean)
+    level = sigma / 255 if isinstance(sigma, float) else sigma
+    outcomes = _run(jobs, engine, level, single, overwrite, compare, clean)
     _report(outcomes, engine, sigma, single, as_json)
 
 
-def _check_sigma(sigma: float | None) -> None:
-    if sigma is None:
+def _check_sigma(sigma: float | str | None) -> None:
+    if not isinstance(sigma, float):
         return
     if not 0 <= sigma <= 255:  # also catches NaN
         raise click.BadParameter(f"{sigma:g} is outside 0 to 255, the 8-bit scale.", param_hint="--sigma")
@@ -115,9 +130,9 @@ def _check_compare(compare: Path, taken: list[Path], overwrite: bool) -> None:
         raise click.UsageError(f"--compare {compare} exists already; choose another name, or allow it with --overwrite")
 
 
-def _check_model_sigma(engine: Engine, sigma: float | None) -> None:
+def _check_model_sigma(engine: Engine, sigma: float | str | None) -> None:
     if engine.info.takes_sigma and sigma is None:
-        raise click.UsageError(f"model {engine.name!r} needs the noise level: --sigma 25 (8-bit units)")
+        raise click.UsageError(f"model {engine.name!r} needs the noise level: --sigma 25 (8-bit units), or --sigma auto")
     if not engine.info.takes_sigma and sigma is not None:
         raise click.UsageError(f"model {engine.name!r} is blind, it finds the noise level itself; leave --sigma out")
 
@@ -125,7 +140,7 @@ def _check_model_sigma(engine: Engine, sigma: float | None) -> None:
 def _run(
     jobs: list[Job],
     engine: Engine,
-    sigma: float | None,
+    sigma: float | str | None,
     single: bool,
     overwrite: bool,
     compare: Path | None,
@@ -163,7 +178,7 @@ def _run(
     return outcomes
 
 
-def _report(outcomes: list[Outcome], engine: Engine, sigma: float | None, single: bool, as_json: bool) -> None:
+def _report(outcomes: list[Outcome], engine: Engine, sigma: float | str | None, single: bool, as_json: bool) -> None:
     by_status = {status: [o for o in outcomes if o.status == status] for status in ("done", "skipped", "failed")}
     failed = by_status["failed"]
     if as_json:
@@ -193,6 +208,8 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.error:
         record["error"] = outcome.error
+    if outcome.sigma is not None:
+        record["sigma"] = round(outcome.sigma * 255, 2)
     if outcome.notices:
         record["notices"] = list(outcome.notices)
     if outcome.psnr is not None:

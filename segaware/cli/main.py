@@ -8,6 +8,7 @@ from segaware import __version__
 from segaware.cli.convert import convert
 from segaware.cli.denoise import denoise
 from segaware.cli.download import download
+from segaware.cli.estimate_noise import estimate_noise
 from segaware.cli.evaluate import evaluate
 from segaware.cli.models import models
 
@@ -31,5 +32,6 @@ def main() -> None:
 main.add_command(convert)
 main.add_command(denoise)
 main.add_command(download)
+main.add_command(estimate_noise)
 main.add_command(evaluate)
 main.add_command(models)

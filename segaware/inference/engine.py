@@ -21,6 +21,7 @@ from segaware.entries import DEFAULT_MODEL, load_entry, locate
 from segaware.errors import InputError, ModelError
 from segaware.inference.folding import fold_batch_norm
 from segaware.inference.memory import keep_pages
+from segaware.inference.noise_level import estimate_noise
 from segaware.inference.tiling import Box, Tile, halo, tiles
 
 __all__ = ["PRECISIONS", "Engine", "denoise"]
@@ -39,7 +40,7 @@ def denoise(
     image: Any,
     model: str | os.PathLike[str] | nn.Module = DEFAULT_MODEL,
     *,
-    sigma: Sigma | None = None,
+    sigma: Sigma | str | None = None,
     tile: str | int = "auto",
     precision: str = "auto",
     device: str | torch.device = "auto",
@@ -52,7 +53,8 @@ def denoise(
             image file.
         model: a shipped name (:func:`segaware.list_models`), the folder of a model, or a denoiser.
         sigma: noise level on the [0, 1] scale (25/255, not 25), for models that take one: a float,
-            for tensors also ``(B,)`` or a map ``(B, 1, H, W)``.
+            for tensors also ``(B,)`` or a map ``(B, 1, H, W)``; ``"auto"``: estimated from the image
+            (:func:`segaware.inference.noise_level.estimate_noise`, which see for its limits).
         tile: "auto"; "whole"; or the side of a tile in pixels. The result is the same to 1e-5.
         precision: "auto" (float32), "float32", "bfloat16" (twice as fast on processors that have
             it, and up to 0.1 dB worse), or "float16" (CUDA).
@@ -136,7 +138,7 @@ class Engine:
         ready.to(device=self.device, dtype=self._dtype)
         return ready.to(memory_format=torch.channels_last), False
 
-    def __call__(self, image: Any, sigma: Sigma | None = None, *, progress: Progress | None = None) -> Any:
+    def __call__(self, image: Any, sigma: Sigma | str | None = None, *, progress: Progress | None = None) -> Any:
         """Denoise one image or batch; ``progress(tiles done, tiles in all)`` is called after each tile."""
         if isinstance(image, Tensor):
             return self.tensor(image, sigma, progress=progress)
@@ -144,7 +146,7 @@ class Engine:
 
         return denoise_picture(self, image, sigma, progress=progress)
 
-    def tensor(self, noisy: Tensor, sigma: Sigma | None = None, *, progress: Progress | None = None) -> Tensor:
+    def tensor(self, noisy: Tensor, sigma: Sigma | str | None = None, *, progress: Progress | None = None) -> Tensor:
         """Denoise ``(C, H, W)`` or ``(B, C, H, W)`` in [0, 1] plus noise; same shape, type and device."""
         if noisy.ndim == 3:
             if isinstance(sigma, Tensor) and sigma.ndim == 3:
@@ -167,11 +169,18 @@ class Engine:
         self.run((noisy.shape[0], *noisy.shape[2:]), fetch, store, self.level(sigma, noisy), progress)
         return clean
 
-    def level(self, sigma: Sigma | None, noisy: Tensor) -> Tensor | None:
-        """``sigma`` as ``(B, 1, 1 or H, 1 or W)``; None for a blind model, which refuses one."""
+    def level(self, sigma: Sigma | str | None, noisy: Tensor) -> Tensor | None:
+        """``sigma`` as ``(B, 1, 1 or H, 1 or W)``; None for a blind model, which refuses one.
+
+        ``"auto"`` estimates it from ``noisy``, the whole images.
+        """
+        if isinstance(sigma, str) and sigma != "auto":
+            raise InputError(f"sigma {sigma!r} is no noise level; give a number on the [0, 1] scale, or 'auto'")
         if not self.info.takes_sigma:
-            no_sigma(sigma, f"denoise with {self.name}")
+            no_sigma(0.0 if isinstance(sigma, str) else sigma, f"denoise with {self.name}")
             return None
+        if isinstance(sigma, str):
+            sigma = estimate_noise(noisy).clamp(max=1)
         return sigma_map(sigma, noisy, where=f"denoise with {self.name}")
 
     def run(

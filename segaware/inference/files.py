@@ -39,6 +39,7 @@ class Outcome:
         error: why it failed.
         notices: what was converted on the way.
         psnr: dB of the noisy and of the denoised 8-bit file, when there is a reference.
+        sigma: the noise level that was estimated, on the [0, 1] scale.
     """
 
     job: Job
@@ -47,6 +48,7 @@ class Outcome:
     notices: tuple[str, ...] = ()
     psnr: tuple[float, float] | None = None
     seconds: float = 0.0
+    sigma: float | None = None
 
 
 def plan(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> list[Job]:
@@ -110,7 +112,7 @@ def _same(one: Path, other: Path) -> bool:
 def run_job(
     job: Job,
     engine: Engine,
-    sigma: float | None = None,
+    sigma: float | str | None = None,
     *,
     overwrite: bool = False,
     compare: Path | None = None,
@@ -131,13 +133,13 @@ def run_job(
 def denoise_file(
     job: Job,
     engine: Engine,
-    sigma: float | None = None,
+    sigma: float | str | None = None,
     *,
     compare: Path | None = None,
     reference: image_io.Image | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Read, denoise, write; ``sigma`` on the [0, 1] scale.
+    """Read, denoise, write; ``sigma`` on the [0, 1] scale, or "auto".
 
     Args:
         compare: where to write noisy | denoised side by side.
@@ -152,6 +154,13 @@ def denoise_file(
         raise InputError(
             f"{job.source}: {_size(noisy)}, but the reference is {_size(reference)}; give the clean image of this one"
         )
+    from segaware.inference.noise_level import CLEAN_LOOKING, estimate_picture
+
+    estimated, notices = None, noisy.notices
+    if sigma == "auto" and engine.info.takes_sigma:
+        sigma = estimated = min(1.0, estimate_picture(noisy.pixels))
+        looks = ", which looks clean" if estimated < CLEAN_LOOKING else ""
+        notices = (*notices, f"noise level {estimated * 255:.1f}{looks}")
     clean = engine(noisy, sigma, progress=progress)
     psnr = None if reference is None else (_psnr(noisy, reference), _psnr(clean, reference))
     for path, picture in ((job.target, clean), (compare, None)):
@@ -164,7 +173,7 @@ def denoise_file(
                 f"{path.parent}: cannot make this folder ({error.strerror}); choose another output"
             ) from error
         image_io.write(path, picture or side_by_side(noisy, clean))
-    return Outcome(job, "done", None, noisy.notices, psnr, time.monotonic() - start)
+    return Outcome(job, "done", None, notices, psnr, time.monotonic() - start, estimated)
 
 
 def side_by_side(left: image_io.Image, right: image_io.Image) -> image_io.Image:

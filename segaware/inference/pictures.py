@@ -16,6 +16,7 @@ from torch import Tensor
 from segaware.checks import check_finite, check_range
 from segaware.contracts import Sigma
 from segaware.errors import InputError
+from segaware.inference.noise_level import estimate_picture
 from segaware.inference.tiling import Box
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["denoise_picture", "denoise_pixels"]
 
 
-def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | None, *, progress: Progress | None = None) -> Any:
+def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | str | None, *, progress: Progress | None = None) -> Any:
     """Denoise a path, an ``image_io.Image``, a Pillow image or an array; see ``engine.denoise`` for what comes back."""
     from PIL import Image as PILImage
 
@@ -44,7 +45,7 @@ def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | None, *, progre
 
 
 def denoise_pixels(
-    engine: Engine, pixels: np.ndarray, sigma: Sigma | None, *, progress: Progress | None = None
+    engine: Engine, pixels: np.ndarray, sigma: Sigma | str | None, *, progress: Progress | None = None
 ) -> np.ndarray:
     """Denoise ``(H, W)`` or ``(H, W, C)``, uint8 or float in [0, 1]; uint8 gives uint8, float gives float32."""
     if pixels.ndim == 2:
@@ -76,6 +77,8 @@ def denoise_pixels(
             values = values.clamp(0, 1).mul(255).round().to(torch.uint8)
         clean[core.slices] = values.cpu().numpy()
 
+    if isinstance(sigma, str) and sigma == "auto" and engine.info.takes_sigma:
+        sigma = min(1.0, estimate_picture(pixels))
     height, width = pixels.shape[:2]
     one = torch.zeros(()).expand(1, 1, height, width)  # no memory: tells its shape
     engine.run((1, height, width), fetch, store, engine.level(sigma, one), progress)

@@ -1,0 +1,168 @@
+"""How noisy is an image? The level of white Gaussian noise, read off the image itself.
+
+``"patch"`` looks at the covariance of all 8 x 8 patches, colours together: the picture lives in a
+few directions, the noise in all alike, so the small eigenvalues are its variance. ``"wavelet"``
+takes the median of the finest diagonal detail: quicker, but texture counts as noise.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segaware.checks import check_finite, check_images, check_range
+from segaware.errors import InputError
+
+__all__ = ["CLEAN_LOOKING", "METHODS", "estimate_noise", "estimate_picture"]
+
+METHODS = ("auto", "patch", "wavelet")
+#: Below this level an image cannot be told from a clean one: the texture of photographs reads so.
+CLEAN_LOOKING = 1.5 / 255
+_SIDE = 8  # of a patch
+_PATCHES = 60_000  # enough per channel; a large image is sampled on a grid
+_MAD = 0.6744897501960817  # median of |n|, n standard normal
+
+
+def estimate_noise(images: Tensor, *, method: str = "auto", clipped: bool | None = None) -> Tensor:
+    """The standard deviation of the noise of each image, on the [0, 1] scale.
+
+    Args:
+        images: ``(B, C, H, W)`` in [0, 1] plus noise, any number of channels, at least 2 x 2.
+        method: "patch", "wavelet", or "auto": patches where there are enough (23 x 23 pixels; colours
+            together from 70 x 70, and up to four channels).
+        clipped: whether the noise was cut at 0 and 1, as 8-bit files do; near black and white that
+            takes noise away, and the estimate is corrected for it. None = where nothing lies beyond.
+
+    Returns:
+        ``(B,)`` float32, one level for all channels of an image.
+
+    Raises:
+        InputError: no float batch, NaN, the 0-255 scale, too small, or an unknown method.
+
+    White Gaussian noise is assumed. Noise that was smoothed, scaled or compressed is correlated and
+    reads far too low; noise that grows with brightness reads as its mean. Estimates carry no gradient.
+
+    Source: Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV
+    2015 (eigenvalues); Donoho, Johnstone, "Ideal Spatial Adaptation by Wavelet Shrinkage", 1994
+    (median). The correction for clipping is ours: the level whose clipped variance, averaged over
+    the brightness of the patches, is the one measured.
+    """
+    if method not in METHODS:
+        raise InputError(f"estimate_noise: method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    check_images(images, where="estimate_noise")
+    images = images.detach().float()
+    check_finite(images, where="estimate_noise")
+    check_range(images, where="estimate_noise")
+    levels = []
+    for image in images:
+        cut = bool(image.min() >= 0 and image.max() <= 1) if clipped is None else clipped
+        levels.append(_level(image, method, cut))
+    return torch.tensor(levels, device=images.device)
+
+
+def estimate_picture(pixels: np.ndarray, *, method: str = "auto") -> float:
+    """:func:`estimate_noise` of an array ``(H, W, C)``, uint8 (clipped, then) or float in [0, 1].
+
+    Of a large uint8 picture no float copy is made.
+    """
+    if pixels.dtype == np.uint8 and pixels.ndim == 3 and 0 not in pixels.shape:
+        if method not in METHODS:
+            raise InputError(f"estimate_picture: method {method!r} is unknown; use one of {', '.join(METHODS)}")
+        writable = pixels if pixels.flags.writeable else pixels.copy()
+        return _level(torch.from_numpy(writable).permute(2, 0, 1), method, True)
+    images = torch.as_tensor(np.array(pixels, dtype=np.float32 if pixels.dtype.kind == "f" else pixels.dtype))
+    return float(estimate_noise(images.permute(2, 0, 1)[None] if images.ndim == 3 else images, method=method))
+
+
+def _level(image: Tensor, method: str, clipped: bool) -> float:
+    """The level of one image ``(C, H, W)``, float or uint8."""
+    height, width = image.shape[1:]
+    if min(height, width) < 2:
+        raise InputError(f"noise level: an image of {height} x {width} is too small; give at least 2 x 2 pixels")
+    patches = max(0, height - _SIDE + 1) * max(0, width - _SIDE + 1)
+    if method == "patch" and patches < 4 * _SIDE**2:
+        raise InputError(f"noise level: {height} x {width} holds too few patches; use method='wavelet'")
+    if method == "wavelet" or patches < 4 * _SIDE**2:
+        return math.sqrt(sum(_wavelet(channel, clipped) for channel in image) / len(image))
+    different = [image[:1]]  # a gray picture stored as colour has one channel's worth of noise
+    different += [image[i : i + 1] for i in range(1, len(image)) if not torch.equal(image[i], image[0])]
+    if len(different) <= 4 and patches >= 20 * len(different) * _SIDE**2:
+        different = [torch.cat(different)]
+    return math.sqrt(sum(_patch(channels, clipped) for channels in different) / len(different))
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def _patch(channels: Tensor, clipped: bool) -> float:
+    """Variance of the noise of ``(C, H, W)`` from the eigenvalues of its patches."""
+    parts = [_unit(_grid(channel)) for channel in channels]
+    means = torch.cat([part.mean(dim=1) for part in parts])
+    patches = torch.cat(parts, dim=1)
+    patches = patches - patches.mean(dim=0)
+    covariance = (patches.T @ patches / len(patches)).double().cpu()
+    values = torch.linalg.eigvalsh(covariance).clamp_min(0)  # rising
+    counts = torch.arange(1, len(values) + 1, dtype=values.dtype)
+    average = values.cumsum(0) / counts
+    # Of the smallest k values, equal but for chance if they are noise, the mean is the median; values
+    # of the picture among them raise the mean over it. The largest k that passes is taken.
+    middle = (values[(counts.long() - 1) // 2] + values[counts.long() // 2]) / 2
+    passing = torch.nonzero(average <= middle)
+    variance = float(average[passing[-1, 0]]) if len(passing) else float(values[0])
+    return _unclipped(variance, means) if clipped else variance
+
+
+def _grid(channel: Tensor) -> Tensor:
+    """Patches ``(N, 64)`` of ``(H, W)``, all of them or on a grid that gives about ``_PATCHES``."""
+    height, width = channel.shape
+    step = max(1, math.ceil(math.sqrt(height * width / _PATCHES)))
+    return channel.unfold(0, _SIDE, step).unfold(1, _SIDE, step).reshape(-1, _SIDE * _SIDE)
+
+
+def _wavelet(channel: Tensor, clipped: bool) -> float:
+    """Variance of the noise of ``(H, W)`` from its finest diagonal Haar detail."""
+    height, width = (side - side % 2 for side in channel.shape)
+    quarters = F.pixel_unshuffle(_unit(channel[None, :height, :width]), 2)  # top left, top right, bottom left, bottom right
+    detail = (quarters[0] - quarters[1] - quarters[2] + quarters[3]) / 2
+    variance = (float(detail.abs().median()) / _MAD) ** 2
+    return _unclipped(variance, quarters.mean(dim=0).flatten()) if clipped else variance
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (L,), and mean and variance (L, M) of noisy pixels of M clean values after clipping to [0, 1]."""
+    level = torch.linspace(0, 0.6, 601, dtype=torch.float64)[:, None]
+    clean = torch.linspace(0, 1, 129, dtype=torch.float64)[None]
+    spread = level.clamp_min(1e-9)
+    low, high = (0 - clean) / spread, (1 - clean) / spread
+    below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+    bell_low, bell_high = ((-(edge**2) / 2).exp() / math.sqrt(2 * math.pi) for edge in (low, high))
+    inside = 1 - below - above
+    mean = clean * inside + spread * (bell_low - bell_high) + above
+    square = (clean**2 + spread**2) * inside + spread * (clean * bell_low - (1 + clean) * bell_high) + above
+    return level[:, 0], mean, (square - mean**2).clamp_min(0)
+
+
+def _unclipped(variance: float, means: Tensor) -> float:
+    """Variance before clipping, given the one after it and the local means of the clipped image."""
+    levels, mean, clipped = _table()
+    shares = torch.histc(means.float().cpu().clamp(0, 1), bins=64, min=0, max=1).double()
+    shares /= shares.sum()
+    seen = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    # for each level: the clean value behind each local mean, then the clipped variance there
+    right = torch.searchsorted(mean.contiguous(), seen.expand(len(levels), -1).contiguous()).clamp(1, mean.shape[1] - 1)
+    left_mean, right_mean = mean.gather(1, right - 1), mean.gather(1, right)
+    share = ((seen - left_mean) / (right_mean - left_mean).clamp_min(1e-12)).clamp(0, 1)
+    there = torch.lerp(clipped.gather(1, right - 1), clipped.gather(1, right), share)
+    expected = (there * shares).sum(dim=1).cummax(0).values  # (L,), rising
+    index = int(torch.searchsorted(expected, variance).clamp(1, len(levels) - 1))
+    low, high = float(expected[index - 1]), float(expected[index])
+    part = min(1.0, max(0.0, (variance - low) / max(high - low, 1e-12)))
+    # variances between the levels' squares, so that a part of the way is right near zero as well
+    return float(torch.lerp(levels[index - 1] ** 2, levels[index] ** 2, part))
