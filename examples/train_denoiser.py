@@ -14,19 +14,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from segaware import ConsistencyLoss, EntropySegAwareLoss, PseudoLabelLoss, SegAwareWrapper, from_pretrained
+from segaware import SegAwareWrapper, from_pretrained
 from segaware.denoisers import DENOISERS
 from segaware.errors import SegawareError, TrainingError
+from segaware.losses import LABEL_FREE, label_free
+from segaware.losses.judge_pool import JudgePoolLoss
 from segaware.training import Recipe, fit
 from segaware.training.data import image_files
 
 
-def awareness(name: str, segmenter: str) -> object:
-    """The awareness term by name; () is none."""
+def awareness(name: str, segmenters: list[str]) -> object:
+    """The awareness term by name, through one segmenter or a pool of several; () is none."""
     if name == "none":
         return ()
-    network = from_pretrained(segmenter)
-    return {"entropy": EntropySegAwareLoss, "pseudo-label": PseudoLabelLoss, "consistency": ConsistencyLoss}[name](network)
+    judges = [from_pretrained(segmenter) for segmenter in segmenters]
+    return label_free(name)(judges[0]) if len(judges) == 1 else JudgePoolLoss(judges, label_free(name))
 
 
 def main() -> None:
@@ -37,8 +39,11 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3, choices=(1, 3))
     parser.add_argument("--start-from", help="weights to begin with: a zoo name or a model folder")
     parser.add_argument("--hold-identity", action="store_true", help="ffdnet: train the noise alone (much faster)")
-    parser.add_argument("--awareness", default="none", choices=("none", "entropy", "pseudo-label", "consistency"))
-    parser.add_argument("--segmenter", default="fpn-camvid", help="frozen segmenter of the awareness term")
+    parser.add_argument("--awareness", default="none", choices=("none", *LABEL_FREE), help="see docs/losses.md")
+    parser.add_argument(
+        "--segmenter", nargs="+", default=["fpn-camvid"], metavar="NAME",
+        help="frozen segmenter of the awareness term; of several one is drawn at each step, with a flip and a scale",
+    )  # fmt: skip
     parser.add_argument("--gamma", type=float, default=1.0, help="weight of the awareness term")
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="validate on N images left out of training")
     for field in dataclasses.fields(Recipe):  # every field of the recipe is an option

@@ -191,6 +191,18 @@ class SegAwareWrapper(nn.Module, Pretrained):
         """Takes what the denoiser's own ``load_state_dict`` takes."""
         return self.denoiser.load_state_dict(state_dict, strict=strict, assign=assign)
 
+    def awareness_state(self) -> dict[str, Tensor]:
+        """What awareness terms remember from step to step (those with ``keeps_state``), for a training's checkpoint."""
+        kept = [term for term in self._awareness if getattr(term.loss, "keeps_state", False)]
+        return {f"{term.name}.{key}": value for term in kept for key, value in term.loss.state_dict().items()}
+
+    def load_awareness_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`awareness_state` gave; a term that it does not mention starts anew."""
+        for term in self._awareness:
+            if getattr(term.loss, "keeps_state", False):
+                start = f"{term.name}."
+                term.loss.load_state_dict({key[len(start) :]: value for key, value in state.items() if key.startswith(start)})
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SegAwareWrapper:
         super()._apply(fn, recurse)
         for term in self._awareness:

@@ -153,6 +153,7 @@ class _Run:
         _same(record, self.setting, self.recipe, record["step"], self.out)
         try:
             self.wrapper.load_state_dict(tensors["model"])
+            self.wrapper.load_awareness_state(tensors.get("awareness", {}))
             checkpoint.restore_optimizer(self.optimizer, optimizer)
         except (RuntimeError, KeyError, ValueError) as error:
             raise TrainingError(f"{found}: is of another network ({str(error)[:200]}); choose another folder") from error
@@ -310,7 +311,7 @@ class _Run:
             record = {
                 "recipe": self.recipe.to_dict(), "setting": self.setting, "psnr": self.last_psnr, "scaler": self.scaler.state_dict(),
             }  # fmt: skip
-            tensors = {"model": self.wrapper.state_dict(), "ema": self.average.values}
+            tensors = {"model": self.wrapper.state_dict(), "ema": self.average.values, "awareness": self.wrapper.awareness_state()}
             checkpoint.save(self.out, self.step, tensors, self.optimizer.state_dict(), record)
         self.saved = self.step
 

@@ -49,6 +49,13 @@ def test_with_awareness(tmp_path, folder):
     assert '"entropy"' in (tmp_path / "run/log.jsonl").read_text()
 
 
+def test_a_pool_of_judges(tmp_path, folder):
+    judges = ["--awareness", "jacobian", "--segmenter", "fpn-camvid", "fpn-camvid"]
+    done = run("--data", folder, "--model", "dncnn", "--out", tmp_path / "run", *judges, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert '"judge_pool"' in (tmp_path / "run/log.jsonl").read_text()
+
+
 def test_no_images(tmp_path):
     done = run("--data", tmp_path, "--out", tmp_path / "run")
     assert done.returncode == 1 and "no images" in done.stderr and "Traceback" not in done.stderr

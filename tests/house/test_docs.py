@@ -16,6 +16,14 @@ def test_the_training_example_runs(tmp_path, monkeypatch, capsys):
     assert "'25': " in capsys.readouterr().out and (tmp_path / "run/model/config.json").exists()
 
 
+def test_the_losses_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}  # the blocks build on each other
+    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "losses.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        exec(compile(block, "docs/losses.md", "exec"), names)
+    assert (tmp_path / "sensitivity-run/model/config.json").exists()
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
