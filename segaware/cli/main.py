@@ -7,6 +7,7 @@ import click
 from segaware import __version__
 from segaware.cli.convert import convert
 from segaware.cli.denoise import denoise
+from segaware.cli.doctor import doctor
 from segaware.cli.download import download
 from segaware.cli.estimate_noise import estimate_noise
 from segaware.cli.evaluate import evaluate
@@ -26,11 +27,13 @@ def main() -> None:
     segaware evaluate photos/ --sigma 25
     segaware models
     segaware download OWNER/NAME
+    segaware doctor
     """
 
 
 main.add_command(convert)
 main.add_command(denoise)
+main.add_command(doctor)
 main.add_command(download)
 main.add_command(estimate_noise)
 main.add_command(evaluate)

@@ -50,7 +50,7 @@ def advise(error: Exception, repo: str, revision: str | None = None, *, writing:
             return f"no such model on the Hub, or a private one: check the spelling; for a private one {_TOKEN}"
         if isinstance(cause, hub.RevisionNotFoundError):
             return f"has no revision {revision!r}; give a branch, a tag or a full commit"
-        if isinstance(cause, hub.EntryNotFoundError) and not isinstance(cause, hub.LocalEntryNotFoundError):
+        if not writing and isinstance(cause, hub.EntryNotFoundError) and not isinstance(cause, hub.LocalEntryNotFoundError):
             return "holds no config.json with model.safetensors; no model that segaware has saved"
         if isinstance(cause, hub.LocalTokenNotFoundError):
             return f"a token is needed and none is there: {_TOKEN}"

@@ -91,6 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.stored(body)
         if self.command in ("POST", "PUT"):
             return self.upload(body)
+        if about := re.match(r"/api/models/([^/?]+/[^/?]+)", self.path):  # older clients ask before they upload
+            repo = about.group(1)
+            if repo not in hub.commits:
+                return self.refuse(404, "RepoNotFound")
+            return self.reply({"id": repo, "modelId": repo, "sha": hub.branches[repo], "siblings": [], "tags": []})
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+?)(?:\?.*)?", self.path)
         if not found:
             return self.refuse(404, "EntryNotFound")
