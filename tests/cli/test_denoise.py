@@ -153,7 +153,7 @@ def test_bad_files_are_listed_and_the_rest_is_done(run, here):
         (["a.png", "-o", "b.png", "--sigma", "-1"], "outside 0 to 255"),
         (["a.png", "-o", "b.png", "--sigma", "nan"], "outside 0 to 255"),
         (["a.png", "-o", "b.png", "--sigma", "0.1"], "8-bit units: 25.5"),
-        (["a.png", "-o", "b.png", "--sigma", "much"], "not a valid float"),
+        (["a.png", "-o", "b.png", "--sigma", "much"], "neither a number nor auto"),
         (["a.png", "-o", "b.png", "--tile", "-3"], "auto, whole or a positive number"),
         (["a.png", "-o", "b.png", "--device", "gpu"], "device 'gpu' is unknown"),
         (["a.png", "-o", "b.png", "--precision", "half"], "'half'"),
