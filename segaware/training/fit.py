@@ -178,7 +178,8 @@ class _Run:
         log = Log(self.out / "log.jsonl", self.step) if self.main else None
         with bar, contextlib.closing(log) if log else contextlib.nullcontext():
             for batch in loader:
-                if recipe.fixed_norm_steps and self.step == max(0, recipe.steps - recipe.fixed_norm_steps):
+                fix_at = max(0, recipe.steps - recipe.fixed_norm_steps)
+                if recipe.measure_norm and recipe.fixed_norm_steps and self.step == fix_at:
                     self.measure_batch_norm()
                 output = self.train_step(batch)
                 self.step += 1

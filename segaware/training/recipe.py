@@ -58,6 +58,8 @@ class Recipe:
             anew before the first of them; as many as ``steps`` = never on batch statistics. What a blind
             denoiser learns from those of a batch, which tell it the noise of the other images, is
             partly lost in use.
+        measure_norm: False = fix the statistics that the network comes with instead of measuring them;
+            for going on with a network that was trained on fixed ones.
         flips: draw one of the eight flips and quarter turns for each patch.
         seed: of patches and noise. What step s sees is a function of (seed, s) alone.
         log_every, validate_every, checkpoint_every: steps; checkpoint_seconds: also after so long.
@@ -90,6 +92,7 @@ class Recipe:
     float32_steps: int = 0
     channels_last: bool = True
     fixed_norm_steps: int = 0
+    measure_norm: bool = True
     flips: bool = True
     seed: int = 0
     log_every: int = 100

@@ -137,6 +137,15 @@ def test_learns_and_logs_every_term(tmp_path):
     assert rows[-1]["terms"]["fidelity"]["value"] < rows[0]["terms"]["fidelity"]["value"]
 
 
+def test_batch_norm_keeps_what_it_comes_with(tmp_path):
+    recipe = dataclasses.replace(SMALL, fixed_norm_steps=1000, measure_norm=False)
+    net = small_net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    fit(SegAwareWrapper(net, ()), images(), recipe, tmp_path, progress=False)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) == ("running" in key or "num_batches" in key), key
+
+
 @pytest.mark.parametrize("fixed", [4, 1000])
 def test_batch_norm_is_measured_then_fixed(tmp_path, fixed):
     recipe = dataclasses.replace(SMALL, fixed_norm_steps=fixed, learning_rate=1e-9)  # weights stand still
