@@ -41,12 +41,18 @@ def models(as_json: bool) -> None:
         click.echo("* the default")
 
 
+#: What the table leaves to --json.
+_DETAIL = ("command", "protocol", "chosen_on", "iou", "held_out_psnr")
+
+
 def _figures(measured: dict[str, object]) -> str:
     """``{"psnr": {"15": 33.9}}`` as ``psnr 15: 33.90``, whatever the nesting; text as it is."""
     parts = []
     for key, value in measured.items():
+        if key in _DETAIL:
+            continue
         if isinstance(value, dict):
             parts.append(f"{key} " + _figures(value))
-        elif key != "command":
+        else:
             parts.append(f"{key}: {value:.2f}" if isinstance(value, float) else f"{key}: {value}")
     return ", ".join(parts)
