@@ -5,6 +5,9 @@
 ``--data`` holds train/, trainannot/, val/, valannot/: images and label maps with the same stems, label
 11 = void. ``--hold-out 0006R0`` leaves the training frames with that name in their stem out and scores
 on them, for choosing; ``val`` is scored once, at the end. A killed run goes on with ``--resume``.
+
+``--model`` names the network: ``fpn`` and ``deeplab`` on a backbone, ``hrnet`` and ``unet`` from
+scratch. ``--judge`` marks the model as one that judges and never trains a denoiser.
 """
 
 import argparse
@@ -25,13 +28,30 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from segaware import FPNSegmenter
+from segaware import DeepLabSegmenter, FPNSegmenter, HRNetSegmenter, SMPSegmenter
 from segaware.entries import write_entry
 from segaware.errors import InputError, SegawareError, TrainingError
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 IGNORE = 255
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def build(args, weights):
+    """The network of ``--model``; all take (B, 3, H, W) in [0, 1] and have a backbone and head_parameters()."""
+    k, names = len(CLASSES), CLASSES
+    if args.model == "fpn":
+        return FPNSegmenter(k, args.backbone, weights, args.width or 96, head="trained", class_names=names)
+    if args.model == "deeplab":
+        return DeepLabSegmenter(k, args.backbone, weights, args.width or 128, class_names=names)
+    if args.model == "hrnet":
+        # the released initialisation, N(0, 0.001), is made for ImageNet's weights to be loaded over it
+        form = {"width": 16, "modules": (1, 2, 2)} | ({} if args.width is None else {"width": args.width, "modules": (1, 3, 2)})
+        return HRNetSegmenter(k, weights, init="kaiming", class_names=names, **form)
+    # 1.8 M parameters: ResNet-10 down to stride 16, and a U-Net's way back
+    return SMPSegmenter(
+        k, "Unet", "tu-resnet10t", 4, options={"decoder_channels": [96, 48, 32, 16]}, class_names=names
+    )
 
 
 def load(root, split, keep=lambda stem: True):
@@ -146,9 +166,11 @@ def parse(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, help="folder of the model, its checkpoint and log")
-    p.add_argument("--backbone", default="squeezenet1_0")
+    p.add_argument("--model", choices=("fpn", "deeplab", "hrnet", "unet"), default="fpn")
+    p.add_argument("--judge", action="store_true", help="keep this model apart for judging")
+    p.add_argument("--backbone", default="squeezenet1_0", help="of fpn and deeplab")
     p.add_argument("--backbone-weights", help="file, or 'imagenet' to download; default: random")
-    p.add_argument("--width", type=int, default=96)
+    p.add_argument("--width", type=int, help="default: fpn 96, deeplab 128, hrnet 16 (18 gives the paper's form)")
     held = p.add_mutually_exclusive_group()
     held.add_argument("--hold-out", default="0006R0", help="part of the stems to leave out and score on")
     held.add_argument("--no-hold-out", dest="hold_out", action="store_const", const=None)
@@ -156,7 +178,7 @@ def parse(argv):
     p.add_argument("--crop", type=int, default=288)
     p.add_argument("--scales", type=float, nargs=2, default=(0.65, 1.8), metavar=("LOW", "HIGH"))
     p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--lr", type=float, default=1.5e-3, help="of the head; the backbone has a fifth")
+    p.add_argument("--lr", type=float, default=1.5e-3, help="of the head; a pretrained backbone has a fifth")
     p.add_argument("--ema", type=float, default=0.99)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--max-steps", type=int, help="stop after so many steps of the plan (resume later)")
@@ -179,13 +201,14 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     first = None if args.resume else args.backbone_weights
-    model = FPNSegmenter(len(CLASSES), args.backbone, first, args.width, head="trained", class_names=CLASSES)
-    model = model.to(memory_format=torch.channels_last)
+    model = build(args, first).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(model)
+    head = {id(p) for p in model.head_parameters()}
+    rest = [p for p in model.parameters() if id(p) not in head]
     optimiser = torch.optim.AdamW(
         [
             {"params": model.head_parameters(), "lr": args.lr},
-            {"params": model.backbone.parameters(), "lr": args.lr / 5},
+            {"params": rest, "lr": args.lr / 5 if args.backbone_weights else args.lr},
         ],
         weight_decay=1e-2,
     )
@@ -202,7 +225,8 @@ def main(argv=None):
     plan = {
         k: v
         for k, v in vars(args).items()
-        if k in ("backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed")
+        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed")
+        and not (k == "backbone" and args.model in ("hrnet", "unet"))
     }
     if args.resume:
         if not checkpoint.is_file():
@@ -283,12 +307,14 @@ def main(argv=None):
         "training_data": {
             "name": f"CamVid, SegNet split, {len(train)} clean training frames of 480 x 360",
             "terms": "research use; cite Brostow, Fauqueur, Cipolla 2009",
-            "start": args.backbone_weights and "ImageNet backbone",
+            "start": "ImageNet backbone" if args.backbone_weights else "random weights",
         },
         "license": "weights for research use, as the data; SqueezeNet start: BSD 2-clause, notice beside this file"
-        if args.backbone == "squeezenet1_0"
+        if args.backbone_weights and args.backbone == "squeezenet1_0"
         else "weights for research use, as the data",
     }
+    if args.judge:
+        config["judge"] = True
     write_entry(args.out, ema, config, dtype=torch.float16)
     print(json.dumps(measured, indent=2))
     return measured

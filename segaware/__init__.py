@@ -19,7 +19,9 @@ _PUBLIC = {
     "EntropySegAwareLoss": "segaware.losses.entropy",
     "FFDNet": "segaware.denoisers.ffdnet",
     "FPNSegmenter": "segaware.segmenters.fpn",
+    "DeepLabSegmenter": "segaware.segmenters.deeplab",
     "HRNetSegmenter": "segaware.segmenters.hrnet",
+    "SMPSegmenter": "segaware.segmenters.smp",
     "LiuDenoiser": "segaware.denoisers.liu",
     "PerceptualLoss": "segaware.losses.perceptual",
     "PseudoLabelLoss": "segaware.losses.pseudo_label",
@@ -61,7 +63,9 @@ if TYPE_CHECKING:
     from segaware.losses.perceptual import PerceptualLoss
     from segaware.losses.pseudo_label import PseudoLabelLoss
     from segaware.losses.task import TaskLoss
+    from segaware.segmenters.deeplab import DeepLabSegmenter
     from segaware.segmenters.fpn import FPNSegmenter
     from segaware.segmenters.hrnet import HRNetSegmenter
+    from segaware.segmenters.smp import SMPSegmenter
     from segaware.wrapper import SegAwareWrapper
     from segaware.zoo.load import from_pretrained, list_models

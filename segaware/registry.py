@@ -17,6 +17,8 @@ ARCHITECTURES: dict[str, str] = {
     "LiuDenoiser": "segaware.denoisers.liu:LiuDenoiser",
     "DDFN": "segaware.denoisers.ddfn:DDFN",
     "FPNSegmenter": "segaware.segmenters.fpn:FPNSegmenter",
+    "DeepLabSegmenter": "segaware.segmenters.deeplab:DeepLabSegmenter",
+    "SMPSegmenter": "segaware.segmenters.smp:SMPSegmenter",
     "HRNetSegmenter": "segaware.segmenters.hrnet:HRNetSegmenter",
     "SDB": "segaware.cascade:SDB",
     "SDABN": "segaware.cascade:SDABN",
