@@ -23,14 +23,10 @@ from segaware.checks import check_finite, check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError, ModelError
 from segaware.layers.sft import resize_condition
+from segaware.parts import Part, described, info_of, make
 from segaware.pretrained import Pretrained
-from segaware.registry import build
 
 __all__ = ["SDABN", "SDB", "IgnoreCondition", "Stage"]
-
-#: A network, or what :func:`segaware.registry.build` makes one of:
-#: ``{"architecture": "DDFN", "arguments": {"condition_channels": 19}}``.
-Part = nn.Module | Mapping[str, Any]
 
 
 class Stage(NamedTuple):
@@ -55,13 +51,13 @@ class IgnoreCondition(nn.Module, Pretrained):
 
     def __init__(self, denoiser: Part) -> None:
         super().__init__()
-        self.denoiser = _module(denoiser, "IgnoreCondition: denoiser")
-        self.info: DenoiserInfo = _info(self.denoiser, "IgnoreCondition")
+        self.denoiser = make(denoiser, "IgnoreCondition: denoiser")
+        self.info: DenoiserInfo = info_of(self.denoiser, "IgnoreCondition")
 
     @property
     def config(self) -> dict[str, Any] | None:
         """Arguments to build it again; None if the denoiser states none."""
-        return _described({"denoiser": self.denoiser})
+        return described({"denoiser": self.denoiser})
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None, condition: Tensor | None = None) -> Tensor:
         return self.denoiser(noisy) if sigma is None else self.denoiser(noisy, sigma)
@@ -90,11 +86,11 @@ class SDB(nn.Module, Pretrained):
 
     def __init__(self, segmenter: Part, denoiser: Part, *, condition: str = "logits") -> None:
         super().__init__()
-        segmenter, denoiser = _module(segmenter, "SDB: segmenter"), _module(denoiser, "SDB: denoiser")
+        segmenter, denoiser = make(segmenter, "SDB: segmenter"), make(denoiser, "SDB: denoiser")
         if condition not in ("logits", "probs"):
             raise InputError(f"SDB: condition {condition!r}; choose 'logits' (as released) or 'probs' (softmax)")
         classes, name = _classes(segmenter, "SDB"), type(denoiser).__name__
-        info, channels = _info(denoiser, "SDB"), getattr(denoiser, "condition_channels", None)
+        info, channels = info_of(denoiser, "SDB"), getattr(denoiser, "condition_channels", None)
         if not isinstance(channels, int):
             raise ModelError(
                 f"SDB: {name} takes no condition, so what the segmenter says would be lost; give one that does,"
@@ -113,7 +109,7 @@ class SDB(nn.Module, Pretrained):
     @property
     def config(self) -> dict[str, Any] | None:
         """Arguments to build it again; None if a part states none."""
-        return _described({"segmenter": self.segmenter, "denoiser": self.denoiser}, condition=self.condition)
+        return described({"segmenter": self.segmenter, "denoiser": self.denoiser}, condition=self.condition)
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         return self.step(noisy, sigma=sigma).image
@@ -187,7 +183,7 @@ class SDABN(nn.Module, Pretrained):
         for i, block in enumerate(made, start=1):
             self.add_module(f"stage{i}", block)
         self._length = len(made)
-        self.closing_segmenter = None if closing_segmenter is None else _module(closing_segmenter, "SDABN: closing_segmenter")
+        self.closing_segmenter = None if closing_segmenter is None else make(closing_segmenter, "SDABN: closing_segmenter")
         if self.closing_segmenter is not None:
             classes = _classes(self.closing_segmenter, "SDABN: closing_segmenter")
             if classes != first.num_classes:
@@ -213,7 +209,7 @@ class SDABN(nn.Module, Pretrained):
         """Arguments to build it again; None if a part states none."""
         blocks = [block.config for block in self.blocks]
         closing = self.closing_segmenter
-        rest = {} if closing is None else _described({"closing_segmenter": closing})
+        rest = {} if closing is None else described({"closing_segmenter": closing})
         return None if rest is None or None in blocks else {"blocks": blocks, **rest}
 
     def __len__(self) -> int:
@@ -300,13 +296,6 @@ def _classes(segmenter: nn.Module, where: str) -> int:
     return classes
 
 
-def _info(denoiser: nn.Module, where: str) -> DenoiserInfo:
-    info = getattr(denoiser, "info", None)
-    if not isinstance(info, DenoiserInfo):
-        raise ModelError(f"{where}: {type(denoiser).__name__} is no denoiser of the contract (no 'info'); wrap it: SegAwareWrapper(network, ())")
-    return info
-
-
 def _block(block: SDB | Mapping[str, Any], number: int) -> SDB:
     if isinstance(block, Mapping):
         keys = sorted(block)
@@ -317,22 +306,3 @@ def _block(block: SDB | Mapping[str, Any], number: int) -> SDB:
     if not isinstance(block, SDB):
         raise ModelError(f"SDABN: stage {number} is a {type(block).__name__}; put its networks into SDB(segmenter, denoiser)")
     return block
-
-
-def _module(part: Part, where: str) -> nn.Module:
-    if isinstance(part, nn.Module):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("architecture"), str):
-        return build(part["architecture"], dict(part.get("arguments") or {}))
-    raise ModelError(f'{where} is a {type(part).__name__}; give a module, or {{"architecture": name, "arguments": {{...}}}}')
-
-
-def _described(parts: Mapping[str, nn.Module], **more: Any) -> dict[str, Any] | None:
-    """The parts as descriptions; None where one has no ``config`` to be built from."""
-    described: dict[str, Any] = {}
-    for key, module in parts.items():
-        config = getattr(module, "config", None)
-        if not isinstance(config, dict):
-            return None
-        described[key] = {"architecture": type(module).__name__, "arguments": config}
-    return {**described, **more}

@@ -23,6 +23,9 @@ ARCHITECTURES: dict[str, str] = {
     "SDB": "segaware.cascade:SDB",
     "SDABN": "segaware.cascade:SDABN",
     "IgnoreCondition": "segaware.cascade:IgnoreCondition",
+    "DenoiserCascade": "segaware.baselines:DenoiserCascade",
+    "ImageCondition": "segaware.baselines:ImageCondition",
+    "LabelCondition": "segaware.baselines:LabelCondition",
 }
 
 

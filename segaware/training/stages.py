@@ -1,4 +1,4 @@
-"""How each network of a cascade is trained, as data: recipes, the order of the stages, and what a step sees."""
+"""How each network of a cascade is trained, as data: recipes, and what a step sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from segaware.errors import TrainingError, closest
 from segaware.noise import add_gaussian, add_poisson
 
-__all__ = ["RECIPES", "Crops", "Entry", "StageRecipe", "order"]
+__all__ = ["IGNORE", "RECIPES", "Crops", "StageRecipe"]
 
 _CHOICES = {
     "optimizer": ("sgd", "adam"),
@@ -144,24 +144,6 @@ RECIPES: dict[str, dict[str, StageRecipe]] = {
         "denoiser": StageRecipe(40_000, 32, (120, 120), **_D),
     },
 }  # fmt: skip
-
-
-class Entry(NamedTuple):
-    """One entry of the order: ``name`` ("S1"), ``part`` ("segmenter" or "denoiser"), ``stage`` (0 = on clean images)."""
-
-    name: str
-    part: str
-    stage: int
-
-
-def order(stages: int, *, clean: bool = True, closing: bool = False) -> list[Entry]:
-    """S0 (on clean images, where S1 starts from), S1, D1, S2, D2, ..., and with ``closing`` one more S at the end."""
-    if stages < 1:
-        raise TrainingError(f"stages {stages}: need at least 1")
-    entries = [Entry("S0", "segmenter", 0)] if clean else []
-    for i in range(1, stages + 1):
-        entries += [Entry(f"S{i}", "segmenter", i), Entry(f"D{i}", "denoiser", i)]
-    return entries + ([Entry(f"S{stages + 1}", "segmenter", stages + 1)] if closing else [])
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):

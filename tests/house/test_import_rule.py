@@ -13,9 +13,9 @@ PACKAGE = Path(segaware.__file__).parent
 #: one room (the ground floor). A new room gets its floor here.
 FLOORS = [
     ["errors contracts checks registry pretrained"],
-    ["layers", "noise", "image_io", "entries", "luma"],
+    ["layers", "noise", "image_io", "entries", "luma", "parts"],
     ["denoisers", "segmenters", "losses", "metrics task_metrics label_free detection", "niqe niqe_features"],
-    ["wrapper", "cascade", "inference"],
+    ["wrapper", "cascade", "baselines", "inference"],
     ["training", "evaluation"],
     ["zoo", "export", "doctor"],
     ["cli __main__"],

@@ -53,6 +53,34 @@ def test_it_trains_scores_and_saves(example, data, tmp_path):
     assert net.class_names == example.CLASSES and net(torch.rand(1, 3, 48, 64)).shape == (1, 11, 12, 16)
 
 
+@pytest.mark.parametrize(
+    ("model", "architecture", "logits"),
+    [("unet", "SMPSegmenter", (48, 64)), ("hrnet", "HRNetSegmenter", (12, 16)), ("deeplab", "DeepLabSegmenter", (12, 16))],
+)
+def test_judges_of_other_architectures(example, data, tmp_path, model, architecture, logits):
+    # two a batch: DeepLab's pyramid looks at the whole image, and one value has no variance
+    more = ["--model", model, "--judge", "--batch", "2", "--crop", "16", "--width", "4"]
+    measured = example.main(options(data, tmp_path / "out", *more))
+    assert 0 <= measured["camvid_val"]["miou"] <= 100
+    config = read_config(tmp_path / "out")
+    assert config["architecture"] == architecture and config["judge"] is True and config["recipe"]["model"] == model
+    assert ("backbone" in config["recipe"]) == (model == "deeplab")
+    net = load_entry(tmp_path / "out")
+    assert net.class_names == example.CLASSES
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 48, 64)).shape == (1, 11, *logits)
+
+
+def test_a_model_is_a_judge_only_if_it_is_said(example, data, tmp_path):
+    example.main(options(data, tmp_path / "out"))
+    assert "judge" not in read_config(tmp_path / "out")
+
+
+def test_the_small_unet_is_small(example, data, tmp_path):
+    net = example.build(example.parse(["--data", str(data), "--out", str(tmp_path), "--model", "unet"]), None)
+    assert sum(p.numel() for p in net.parameters()) < 2_000_000
+
+
 def test_resumed_equals_never_stopped(example, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     example.main(options(data, whole, "--no-hold-out"))

@@ -10,9 +10,11 @@ from torch import nn
 from segaware import DDFN, HRNetSegmenter, from_pretrained
 from segaware.cascade import SDABN
 from segaware.errors import TrainingError
-from segaware.training import checkpoint, progressive
+from segaware.training import checkpoint, stage_run
 from segaware.training.progressive import train_cascade
+from segaware.training.stage_run import StageRun
 from segaware.training.stages import StageRecipe
+from segaware.training.variants import Entry
 
 RECIPES = {
     "segmenter": StageRecipe(4, 2, (16, 16), "sgd", 0.01, ema=0.5, log_every=1),
@@ -72,7 +74,7 @@ def test_it_trains_every_stage_and_saves_the_cascade(whole):
 def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeypatch):
     """Dies at the third step of some stages, once; the same call goes on each time."""
     died = set()
-    original = progressive._Stage._loss
+    original = StageRun._loss
 
     def loss(self, *args):
         self.calls = getattr(self, "calls", 0) + 1
@@ -81,7 +83,7 @@ def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeyp
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(progressive._Stage, "_loss", loss)
+    monkeypatch.setattr(StageRun, "_loss", loss)
     for _ in range(20):
         try:
             cascade = run(frames, tmp_path, closing=True, recipes=SAVING)
@@ -94,11 +96,11 @@ def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeyp
 
 def test_starts_and_what_is_fixed(frames, tmp_path, monkeypatch):
     seen = {}
-    original = progressive._Stage._loop
+    original = StageRun._loop
 
     def loop(self, *args):
         before = {key: value.clone() for key, value in self.network.state_dict().items()}
-        fixed = [m for m in (self.cascade, self.eyes) if m is not None]
+        fixed = [m for m in (self.chain, self.eyes) if m is not None]
         held = [{k: v.clone() for k, v in m.state_dict().items()} for m in fixed]
         original(self, *args)
         seen[self.entry.name] = before
@@ -107,7 +109,7 @@ def test_starts_and_what_is_fixed(frames, tmp_path, monkeypatch):
             assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())  # statistics too
         assert any(not torch.equal(before[key], value) for key, value in self.network.state_dict().items())
 
-    monkeypatch.setattr(progressive._Stage, "_loop", loop)
+    monkeypatch.setattr(StageRun, "_loop", loop)
     run(frames, tmp_path)
     trained = {name: from_pretrained(tmp_path / name / "model").state_dict() for name in ("S0", "S1", "D1")}
     for name, start in (("S1", "S0"), ("S2", "S1")):
@@ -122,7 +124,7 @@ def test_stages_see_what_the_recurrence_says(frames, whole, tmp_path, monkeypatc
     found = {}
 
     def loop(self, *args):
-        found[self.entry.name] = self._seen(noisy, clean)
+        found[self.entry.name] = self._seen(noisy, clean, torch.zeros(1, 16, 16, dtype=torch.long))
 
     for name in ("D1", "S2", "D2", "S0", "S1"):
         (tmp_path / name).mkdir()
@@ -131,7 +133,7 @@ def test_stages_see_what_the_recurrence_says(frames, whole, tmp_path, monkeypatc
         for earlier in before:
             shutil.copytree(out / earlier, folder / earlier)
         with monkeypatch.context() as patch:
-            patch.setattr(progressive._Stage, "_loop", loop)
+            patch.setattr(StageRun, "_loop", loop)
             run(frames, folder, until=name, closing=True)
     with torch.no_grad():
         image = cascade.first(1)(noisy)
@@ -142,8 +144,8 @@ def test_stages_see_what_the_recurrence_says(frames, whole, tmp_path, monkeypatc
 
 def test_the_denoiser_s_loss_is_summed_over_the_inside(frames, tmp_path, monkeypatch):
     recipe = RECIPES["denoiser"]
-    entry = progressive.Entry("D1", "denoiser", 1)
-    stage = progressive._Stage(entry, denoiser(), [], segmenter().eval(), recipe, tmp_path, "logits", torch.device("cpu"))
+    entry = Entry("D1", "denoiser", 1)
+    stage = StageRun(entry, denoiser(), recipe, tmp_path, torch.device("cpu"), eyes=segmenter().eval())
     noisy, clean = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         loss = stage._loss(noisy, clean, torch.zeros(2, 16, 16, dtype=torch.long), None)
@@ -155,8 +157,8 @@ def test_the_denoiser_s_loss_is_summed_over_the_inside(frames, tmp_path, monkeyp
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 0.5])])
 def test_the_segmenter_s_loss_is_cross_entropy_and_survives_void(tmp_path, weights):
-    entry = progressive.Entry("S1", "segmenter", 1)
-    stage = progressive._Stage(entry, segmenter().eval(), [], None, RECIPES["segmenter"], tmp_path, "logits", torch.device("cpu"))
+    entry = Entry("S1", "segmenter", 1)
+    stage = StageRun(entry, segmenter().eval(), RECIPES["segmenter"], tmp_path, torch.device("cpu"))
     noisy, labels = torch.rand(2, 3, 16, 16), torch.randint(0, 3, (2, 16, 16))
     labels[0, :5] = 255
     with torch.no_grad():
@@ -215,7 +217,7 @@ def test_other_networks_before_it_are_refused(frames, whole, tmp_path):
 
 def test_a_half_trained_stage_is_checked_as_well(frames, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(progressive, "write_entry", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(stage_run, "write_entry", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(frames, tmp_path, recipes=SAVING)
     assert checkpoint.latest(tmp_path / "S0").name == "checkpoint-3"
@@ -226,7 +228,7 @@ def test_a_half_trained_stage_is_checked_as_well(frames, tmp_path, monkeypatch):
 
 def test_bad_input_names_the_stage(frames, tmp_path):
     bad = [(frames[0][0], torch.full_like(frames[0][1], 3))]
-    refused(bad, tmp_path / "a", "stage S0: labels of frame 0 hold 3, but the segmenter has 3 classes")
+    refused(bad, tmp_path / "a", "stage S0: labels of frame 0 hold 3, but there are 3 classes")
     weights = {**RECIPES, "segmenter": RECIPES["segmenter"].change(class_weights=(1.0, 2.0))}
     refused(frames, tmp_path / "b", "stage S0: 2 class weights for 3 classes", recipes=weights)
     refused(frames, tmp_path / "c", "until='D9': no such stage", until="D9")
@@ -236,9 +238,9 @@ def test_bad_input_names_the_stage(frames, tmp_path):
 
 
 def test_class_weights_by_frequency(frames, tmp_path):
-    entry = progressive.Entry("S1", "segmenter", 1)
+    entry = Entry("S1", "segmenter", 1)
     recipe = RECIPES["segmenter"].change(class_weights="frequency")
-    stage = progressive._Stage(entry, segmenter(), [], None, recipe, tmp_path, "logits", torch.device("cpu"))
+    stage = StageRun(entry, segmenter(), recipe, tmp_path, torch.device("cpu"))
     labels = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [255] * 4], dtype=torch.uint8)
     weights = stage._class_weights([(torch.zeros(3, 5, 4, dtype=torch.uint8), labels)])
     torch.testing.assert_close(weights, torch.tensor([2 / (1 + 3**0.5), 2 * 3**0.5 / (1 + 3**0.5), 0.0]))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from segaware.errors import TrainingError
-from segaware.training.stages import RECIPES, Crops, StageRecipe, order
+from segaware.training.stages import RECIPES, Crops, StageRecipe
+from segaware.training.variants import order
 
 SMALL = StageRecipe(10, 3, (12, 12), "adam", 1e-3)
 
