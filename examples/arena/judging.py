@@ -1,0 +1,151 @@
+"""What is measured of a trained contestant: on held-out data for choosing, on test data for reporting.
+
+All of it goes through segaware.evaluation; cells are remembered in the run's folder.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segaware.errors import EvaluationError
+from segaware.evaluation.contestants import Contestant, GiveBack, Model
+from segaware.evaluation.protocol import Noise, Protocol
+from segaware.evaluation.report import read_report, write_report
+from segaware.evaluation.results import Results
+from segaware.evaluation.runner import evaluate
+from segaware.evaluation.sources import Source
+
+from .entrants import Kit, Skip
+from .setting import Setting
+
+TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
+
+
+def held_out(setting: Setting, name: str, folder: Path, shares: tuple[float, ...] = ()) -> Results:
+    """PSNR and mIoU on the held-out drive, with so much of the noise given back besides."""
+    model = Model(name, folder / "model")
+    protocol = Protocol(
+        noises=tuple(Noise(sigma=sigma) for sigma in setting.args.choose_sigma), metrics=("psnr",), harm=bool(shares),
+        block=setting.block(setting.args.held_every),
+    )  # fmt: skip
+    entrants = [model, *(GiveBack(model, share) for share in shares)]
+    results = evaluate(
+        setting.frames(held=True), entrants, protocol, judges=[setting.home_judge(), *setting.judges()], out=folder / "held-out"
+    )
+    _whole(results)
+    write_report(results, folder / "held-out", ("json",))
+    return results
+
+
+def figures(results: Results) -> list[dict]:
+    """Every figure of the set: measure, noise, contestant, value."""
+    from segaware.evaluation.significance import statistic
+
+    found = []
+    for measure in results.measures:
+        if measure.key != "psnr" and not measure.key.startswith("miou:"):
+            continue
+        for k, noise in enumerate(results.noises):
+            for c, name in enumerate(results.names):
+                data = results.data(measure, c, k)
+                data = data[~np.isnan(data).any(tuple(range(1, data.ndim)))]
+                if len(data):
+                    value = statistic(data.mean(0) if measure.kind == "mean" else data.sum(0), measure.kind)
+                    found.append({"measure": measure.key, "noise": noise, "contestant": name, "value": float(value)})
+    return found
+
+
+def test(setting: Setting, name: str, folder: Path, keep: dict[str, float]) -> None:
+    """The reported sets: the contestant, and with the share of each level given back (``NAME+keep``)."""
+    for which, source in setting.test_sets().items():
+        out = folder / f"test-{which}"
+        if (out / "report.json").is_file():
+            continue
+        labelled = source.classes is not None
+        entrant: Contestant = Model(name, folder / "model")
+        if not labelled:
+            entrant = _looking(setting, entrant, source, out)
+        whole = Protocol(
+            noises=tuple(Noise(sigma=sigma) for sigma in TEST_SIGMAS), harm=labelled,
+            metrics=("psnr", "ssim") if labelled else ("psnr", "ssim", "niqe"),
+            seed_by="name" if labelled else "index", block=setting.block(setting.args.test_every) if labelled else 1,
+        )  # fmt: skip
+        merged: Results | None = None
+        for noise in whole.conditions:  # one at a time: each level has its own share
+            share = keep.get(noise.label, 0.0)
+            entrants = [entrant]
+            if share > 0:
+                back = GiveBack(entrant, share)
+                back.name = f"{name}+keep"
+                entrants.append(back)
+            one = Protocol(**{**vars(whole), "noises": (noise,), "harm": False})
+            part = evaluate(source, entrants, one, judges=[setting.home_judge(), *setting.judges()], out=out)
+            _whole(part)
+            if merged is None:
+                people = [*part.contestants[:2], {"name": f"{name}+keep", "kind": "with the chosen share of the noise given back"}]
+                merged = Results(whole, part.source, part.images, people, part.judges, part.environment)
+            for row in part.rows():
+                merged.add(row)
+                if row["contestant"] == name and share == 0:
+                    merged.add({**row, "contestant": f"{name}+keep"})
+        assert merged is not None
+        write_report(merged, out, ("json",))
+
+
+def _whole(results: Results) -> None:
+    if results.failures:
+        first = results.failures[0]
+        raise EvaluationError(f"{first['contestant']}, {first['image']}: {first['error']}")
+
+
+class _Looking:
+    """A contestant whose answers a classifier looks at in passing: does its first class stay that of the clean image?"""
+
+    def __init__(self, base: Contestant, classifier: torch.nn.Module, source: Source, file: Path) -> None:
+        self.base, self.name, self.kind, self.classifier, self.source, self.file = base, base.name, base.kind, classifier, source, file
+        self.known: dict[str, int] = {}
+
+    def key(self, cell) -> str:
+        return self.base.key(cell)
+
+    def denoise(self, noisy: Tensor, cell) -> Tensor:
+        estimate = self.base.denoise(noisy, cell)
+        if cell.item.name not in self.known:
+            self.known = {cell.item.name: self._first(self.source.load(cell.item).clean)}
+        same = self._first(estimate) == self.known[cell.item.name]
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"image": cell.item.name, "noise": cell.noise.label, "same": same}) + "\n")
+        return estimate
+
+    @torch.inference_mode()
+    def _first(self, image: Tensor) -> int:
+        return int(self.classifier(image.clamp(0, 1)[None])[0].flatten().argmax())
+
+
+def _looking(setting: Setting, entrant: Contestant, source: Source, out: Path) -> Contestant:
+    try:
+        classifier = Kit(setting).classifier
+    except Skip:
+        return entrant
+    out.mkdir(parents=True, exist_ok=True)
+    return _Looking(entrant, classifier, source, out / "classes.jsonl")
+
+
+def same_class(folder: Path) -> dict[str, dict[str, bool]]:
+    """{noise: {image: whether the classifier's first class stayed}}; empty without a classifier."""
+    found: dict[str, dict[str, bool]] = {}
+    file = folder / "classes.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut short by a kill; its cell was not kept either
+            continue
+        found.setdefault(row["noise"], {})[row["image"]] = row["same"]
+    return found
+
+
+def reports(folder: Path) -> Results:
+    return read_report(folder)

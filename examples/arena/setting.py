@@ -1,0 +1,161 @@
+"""What all contestants share: data, segmenters, the training's recipe, and where things lie."""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segaware.entries import load_entry, locate
+from segaware.errors import EvaluationError, InputError
+from segaware.evaluation.contestants import hash_module
+from segaware.evaluation.judges import Judge, open_judge
+from segaware.evaluation.sources import CAMVID_CLASSES, Source, open_source
+from segaware.training import Recipe
+from segaware.training.data import ImageFiles, image_files
+
+HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
+HELD_IMAGES = 32
+
+
+@dataclass
+class Setting:
+    """The arguments of the comparison, and what is read with them."""
+
+    args: argparse.Namespace
+    _cache: dict = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        return self.args.out
+
+    def once(self, name, make):
+        """``make()``, computed when first asked for."""
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+    # data
+
+    def photographs(self) -> tuple[list[Path], list[Path]]:
+        """Files without labels: to train on, and held out (the very split of the shipped denoisers)."""
+        files = image_files(self.args.photographs)
+        held = min(HELD_IMAGES, len(files) // 4)
+        step = len(files) // max(1, held)
+        out = files[step // 2 :: step][:held]
+        return [f for f in files if f not in out], out
+
+    def frames(self, held: bool = False) -> Source:
+        """CamVid's training frames without the held-out drive, or (thinned out) that drive."""
+        source = open_source(self.args.camvid, "camvid", split="train")
+        names = [item.name for item in source if (HELD_DRIVE in item.name) == held]
+        if not names:
+            raise InputError(f"{self.args.camvid}: no training frames {'of' if held else 'beside'} drive {HELD_DRIVE}")
+        return source.select(names[:: self.args.held_every] if held else names)
+
+    def training_images(self) -> list[tuple[Tensor, Tensor]]:
+        """(image, labels): photographs, whose labels are all 255, then frames. One order for every contestant."""
+
+        def read():
+            photographs = ImageFiles(self.photographs()[0])
+            photographs.read_all()
+            void = torch.tensor(255, dtype=torch.uint8)
+            found = [(image, void.expand(image.shape[1:])) for image in photographs]
+            source = self.frames()
+            for item in source:
+                sample = source.load(item)
+                found.append(((sample.clean * 255).round().to(torch.uint8), sample.labels.to(torch.uint8)))
+            return found
+
+        return self.once("images", read)
+
+    def test_sets(self) -> dict[str, Source]:
+        """What is only reported: labelled frames and photographs."""
+        frames = open_source(self.args.camvid, "camvid", split="val")
+        frames = frames.select([item.name for item in frames][:: self.args.test_every])
+        photographs = open_source(self.args.test_photographs, "folder")
+        if self.args.test_photographs_limit:
+            photographs = photographs.select(limit=self.args.test_photographs_limit)
+        return {"frames": frames, "photographs": photographs}
+
+    def block(self, every: int) -> int:
+        """Neighbouring frames drawn together: ten of the clip, fewer where it is thinned out."""
+        return max(1, math.ceil(10 / every))
+
+    # networks
+
+    def start(self):
+        """A fresh copy of the denoiser that every contestant begins with."""
+        return load_entry(locate(self.args.start))
+
+    def home(self):
+        """The segmenters that train: the first is the one most losses look through."""
+        return self.once("home", lambda: [load_entry(locate(spec)) for spec in self.args.segmenter])
+
+    def home_judge(self) -> Judge:
+        return self.once("home judge", lambda: Judge("home", load_entry(locate(self.args.segmenter[0]))))
+
+    def judges(self) -> list[Judge]:
+        """The held-out judges.
+
+        Raises:
+            EvaluationError: one of them took part in training (unless forced), or knows other classes.
+        """
+
+        def check():
+            trained = {hash_module(load_entry(locate(spec))): spec for spec in self.args.segmenter}
+            found = [open_judge(spec) for spec in self.args.judge]
+            for judge in found:
+                if judge.key in trained and not self.args.force:
+                    raise EvaluationError(
+                        f"judge {judge.name} is the training segmenter {trained[judge.key]}: it would find what it was asked to make;"
+                        " take another judge, or --force"
+                    )
+                judge.check(CAMVID_CLASSES, "CamVid")
+            return found
+
+        return self.once("judges", check)
+
+    def check_classes(self) -> None:
+        """A supervised contestant needs a segmenter of the labels' classes."""
+        for spec in self.args.segmenter:
+            net = load_entry(locate(spec))
+            names = getattr(net, "class_names", None)
+            if net.num_classes != len(CAMVID_CLASSES) or (names and tuple(names) != CAMVID_CLASSES):
+                raise InputError(
+                    f"--segmenter {spec}: knows {net.num_classes} classes ({', '.join(names or ('unnamed',))}), the labels have"
+                    f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels: examples/train_segmenter.py"
+                )
+
+    # recipe
+
+    def recipe(self, seed: int) -> Recipe:
+        """The same for every contestant: what step s sees is a function of (seed, s)."""
+        args = self.args
+        return Recipe(
+            steps=args.steps, batch_size=args.batch_size, patch_size=args.patch_size, optimizer=args.optimizer,
+            learning_rate=args.learning_rate, schedule="trapezoid", warmup=min(50, args.steps // 4),
+            cooldown=args.steps - args.steps // 4, fixed_norm_steps=args.steps, measure_norm=False, precision=args.precision,
+            seed=seed, log_every=max(1, args.steps // 40), validate_every=args.steps, validation_crop=args.validation_crop,
+            validation_sigmas=(15.0, 25.0, 50.0),
+        )  # fmt: skip
+
+    def record(self) -> dict:
+        """What identifies the comparison; another one may not share its folder."""
+        keys = (
+            "start", "segmenter", "judge", "share", "batch_size", "patch_size", "optimizer", "learning_rate", "precision",
+            "held_every", "test_every",
+        )  # fmt: skip
+        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys}
+
+
+def write_json(path: Path, value) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,270 @@
+"""From the runs' folders to one JSON: what was chosen, what was found, and how sure it is.
+
+Needs no model and no image; works on whatever is finished.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from segaware.evaluation.report import read_report
+from segaware.evaluation.results import Measure, Results, number
+from segaware.evaluation.significance import compare, holm, interval, replicates, resample, statistic
+
+from .entrants import ENTRANTS, TWIN, entrant, group
+from .judging import same_class
+
+BUDGET = 0.10  # dB that awareness may cost
+SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
+
+
+def runs_of(out: Path, phase: str) -> list[dict]:
+    """The results of the finished trainings, with their folder."""
+    files = sorted((out / phase).glob("*/result.json"))
+    return [{**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent.name} for file in files]
+
+
+def mean_of(figures: Iterable[dict], contestant: str, measure: str) -> float:
+    """Mean over judges and levels; NaN where nothing was measured."""
+    values = [
+        f["value"] for f in figures
+        if f["contestant"] == contestant and f["noise"] != "clean" and f["measure"].startswith(measure) and f["measure"] != "miou:home"
+    ]  # fmt: skip
+    return float(np.mean(values)) if values else math.nan
+
+
+def score(run: dict, control: dict | None) -> dict:
+    """What is chosen by: gain of mIoU over the held-out judges, and cost in dB, against the control."""
+    own = run.get("held_out", [])
+    result = {"miou": mean_of(own, run["contestant"], "miou:"), "psnr": mean_of(own, run["contestant"], "psnr")}
+    if control is not None:
+        other = control.get("held_out", [])
+        result["gain"] = result["miou"] - mean_of(other, control["contestant"], "miou:")
+        result["cost"] = mean_of(other, control["contestant"], "psnr") - result["psnr"]
+    return result
+
+
+def choose(runs: list[dict], budget: float = BUDGET) -> dict[str, dict]:
+    """The weight of each contestant: most mIoU within the budget of dB; where none is, the least cost."""
+    control = next((r for r in runs if r["contestant"] == "fidelity" and "held_out" in r), None)
+    chosen: dict[str, dict] = {}
+    for run in runs:
+        if "held_out" not in run:
+            continue
+        found = {"factor": run["factor"], **score(run, control)}
+        rank = _rank(found, budget)
+        if run["contestant"] not in chosen or rank > _rank(chosen[run["contestant"]], budget):
+            chosen[run["contestant"]] = found
+    return chosen
+
+
+def _rank(found: dict, budget: float) -> tuple:
+    within = found.get("cost", 0.0) <= budget
+    return (within, found["miou"] if within else -found["cost"])
+
+
+def carried(chosen: dict[str, dict], count: int, budget: float = BUDGET) -> list[str]:
+    """Who goes to the final: the control, the generic control, the best without labels, and the best with labels."""
+    ranked = sorted(chosen, key=lambda name: _rank(chosen[name], budget), reverse=True)
+    own = [n for n in ranked if group(n) != "control" and n != "released-detached"]
+    free = [n for n in own if entrant(n).labels != "true"][:count]
+    taught = [n for n in own if entrant(n).labels == "true"][:1]
+    return [n for n in ("fidelity", "perceptual-imagenet") if n in chosen] + free + taught
+
+
+def best_keep(figures: list[dict], name: str, budget: float = BUDGET) -> dict[str, float]:
+    """{noise: share} of most mIoU over the held-out judges, within the budget of dB; 0 where none is better."""
+    found = {}
+    for noise in sorted({f["noise"] for f in figures} - {"clean"}):
+        here = [f for f in figures if f["noise"] == noise]
+        base = mean_of(here, name, "psnr")
+        options = {0.0: mean_of(here, name, "miou:")}
+        for other in {f["contestant"] for f in here if f["contestant"].startswith(f"{name}+")}:
+            if base - mean_of(here, other, "psnr") <= budget:
+                options[float(other.rpartition("+")[2])] = mean_of(here, other, "miou:")
+        found[noise] = max(sorted(options), key=lambda share: options[share])
+    return found
+
+
+# the final
+
+
+class Panel:
+    """Per image, over the seeds of each contestant: means of values, sums of confusion matrices."""
+
+    def __init__(self, folders: dict[str, list[Path]], which: str) -> None:
+        self.reports = {name: [read_report(f / f"test-{which}") for f in found] for name, found in folders.items()}
+        self.folders, self.which = folders, which
+        first = next(iter(self.reports.values()))[0]
+        self.images, self.noises, self.block = first.images, first.noises, first.block
+        self.measures: list[Measure] = [m for m in first.measures if m.key.partition(":")[0] in SHOWN]
+        self.weights = resample(len(self.images), block=self.block)
+        self.names = [n for name in self.reports for n in (name, f"{name}+keep")]
+        if any(same_class(f / f"test-{which}") for found in folders.values() for f in found):
+            self.measures.append(Measure("same-class", "first class of SqueezeNet kept (%)", percent=True))
+
+    def seeds(self, name: str, measure: Measure, noise: str) -> list[np.ndarray]:
+        """One array of images a seed; empty where it was not measured."""
+        base = name.removesuffix("+keep")
+        if measure.key == "same-class":
+            looks = [same_class(f / f"test-{self.which}").get(noise) for f in self.folders[base]] if base == name else []
+            return [np.array([float(look.get(i, math.nan)) for i in self.images]) for look in looks if look]
+        found = []
+        for results in self.reports[base]:
+            data = results.data(measure, results.names.index(name), self.noises.index(noise))
+            if not np.isnan(data).all():
+                found.append(data)
+        return found
+
+    def data(self, name: str, measure: Measure, noise: str) -> np.ndarray | None:
+        seeds = self.seeds(name, measure, noise)
+        if not seeds:
+            return None
+        return np.mean(seeds, 0) if measure.kind == "mean" else np.sum(seeds, 0)
+
+    def clean(self, judge: str) -> np.ndarray | None:
+        """Confusion of the judge on the clean images themselves."""
+        results: Results = next(iter(self.reports.values()))[0]
+        found = [m for m in self.measures if m.key == f"miou:{judge}"]
+        if not found or "clean" not in self.noises:
+            return None
+        data = results.data(found[0], results.names.index("noisy"), self.noises.index("clean"))
+        return None if np.isnan(data).all() else data
+
+
+def _figure(data: np.ndarray, kind: str) -> float:
+    return float(statistic(data.mean(0) if kind == "mean" else data.sum(0), kind))
+
+
+def table(panel: Panel, level: float = 0.95) -> list[dict]:
+    """Every figure with its interval, each seed's, and the paired difference from the control, alone and with give-back."""
+    rows = []
+    units = -(-len(panel.images) // panel.block)
+    for measure in panel.measures:
+        for noise in panel.noises:
+            family = []
+            for name in panel.names:
+                data = panel.data(name, measure, noise)
+                if data is None:
+                    continue
+                values = replicates(data, panel.weights, measure.kind)
+                value = _figure(data, measure.kind)
+                low, high = interval(value, values, level=level, units=units) if np.isfinite(data).all() else (math.nan, math.nan)
+                row = {"measure": measure.key, "noise": noise, "contestant": name, "value": value, "low": low, "high": high,
+                       "better": measure.better, "percent": measure.percent, "digits": measure.digits, "title": measure.title,
+                       "seeds": [_figure(seed, measure.kind) for seed in panel.seeds(name, measure, noise)], "against": {}}  # fmt: skip
+                for other in ("fidelity", "fidelity+keep"):
+                    base = panel.data(other, measure, noise) if other in panel.names and other != name else None
+                    if base is None:
+                        continue
+                    gap = compare(data, base, panel.weights, kind=measure.kind, level=level, block=panel.block)
+                    row["against"][other] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n}
+                    family.append(row["against"][other])
+                rows.append(row)
+            for one, p in zip(family, holm([f["p"] for f in family]), strict=True):
+                one["p_holm"] = p
+    return rows
+
+
+def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
+    """How much of the control's gap to clean input is closed, by judge and across the held-out ones; and gain retention."""
+    judges = [m.judge for m in panel.measures if m.key.startswith("miou:")]
+    held = [judge for judge in judges if judge != "home"]
+    units = -(-len(panel.images) // panel.block)
+    rows = []
+    if "fidelity" not in panel.names:
+        return rows
+    for noise in panel.noises:
+        if noise == "clean":
+            continue
+        gaps_of, gains_of = {}, {}
+        for judge in judges:
+            measure = next(m for m in panel.measures if m.key == f"miou:{judge}")
+            clean, control = panel.clean(judge), panel.data("fidelity", measure, noise)
+            if clean is None or control is None:
+                continue
+
+            def both(data, kind=measure.kind):
+                return _figure(data, kind), replicates(data, panel.weights, kind)
+
+            (c, cs), (z, zs) = both(control), both(clean)
+            gaps_of[judge] = (z - c, zs - cs)
+            for name in panel.names:
+                data = panel.data(name, measure, noise)
+                if data is not None and name != "fidelity":
+                    v, vs = both(data)
+                    gains_of[name, judge] = (v - c, vs - cs)
+        for name in panel.names:
+            mine = [j for j in held if (name, j) in gains_of]
+            if not mine:
+                continue
+            across = tuple(np.mean([gains_of[name, j][k] for j in mine], 0) for k in (0, 1))
+            gap = tuple(np.mean([gaps_of[j][k] for j in mine], 0) for k in (0, 1))
+            row = {"noise": noise, "contestant": name, "judges": mine, **_with("gain", across, units, level), **_with("gap", gap, units, level)}
+            if row["gap_low"] > 0:
+                row |= _with("closed", _ratio(across, gap), units, level)
+            home = gains_of.get((name, "home"))
+            if home is not None:
+                row |= _with("home_gain", home, units, level)
+                if row["home_gain_low"] > 0:  # a ratio to what may be nothing says nothing
+                    row |= _with("retention", _ratio(across, home), units, level)
+            row["by_judge"] = {
+                j: {**_with("gain", gains_of[name, j], units, level), "gap": number(gaps_of[j][0])} for j in judges if (name, j) in gains_of
+            }
+            rows.append(row)
+    return rows
+
+
+def _ratio(top, bottom):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return top[0] / bottom[0], np.where(bottom[1] > 0, top[1] / bottom[1], np.nan)
+
+
+def _with(name: str, pair, units: int, level: float) -> dict:
+    low, high = interval(float(pair[0]), pair[1], level=level, units=units)
+    return {name: float(pair[0]), f"{name}_low": low, f"{name}_high": high}
+
+
+def plain(value):
+    """JSON has neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return number(value) if isinstance(value, (float, np.floating)) else value
+
+
+def collect(out: Path, record: dict) -> dict:
+    """All there is, JSON-able."""
+    result: dict = {"schema": 1, "setting": record, "budget": BUDGET}
+    result["contestants"] = {n: {"group": f.group, "what": f.what, "labels": f.labels} for n, f in ENTRANTS.items()}
+    for phase in ("screen", "final"):
+        runs = runs_of(out, phase)
+        result[phase] = {"runs": runs, "chosen": choose(runs)}
+    skipped = out / "skipped.json"
+    result["skipped"] = json.loads(skipped.read_text(encoding="utf-8")) if skipped.is_file() else {}
+    result["reported"], result["gaps"] = {}, []
+    for which in ("frames", "photographs"):
+        folders: dict[str, list[Path]] = {}
+        for run in result["final"]["runs"]:
+            folder = out / "final" / run["folder"]
+            if (folder / f"test-{which}" / "report.json").is_file():
+                folders.setdefault(run["contestant"], []).append(folder)
+        if folders:
+            panel = Panel(folders, which)
+            first = panel.reports[next(iter(panel.reports))][0]
+            result["reported"][which] = {
+                "source": first.source, "images": len(panel.images), "block": panel.block, "rows": table(panel),
+                "judges": [j["name"] for j in first.judges], "environment": first.environment,
+            }  # fmt: skip
+            if which == "frames":
+                result["gaps"] = gaps(panel)
+    users = out / "segmenters.json"
+    result["instead"] = json.loads(users.read_text(encoding="utf-8")) if users.is_file() else {}
+    return plain(result)
+
+
+__all__ = ["BUDGET", "TWIN", "Panel", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "plain", "runs_of", "score", "table"]

@@ -1,0 +1,244 @@
+"""Which awareness helps? All contestants from one start, with the same steps, data and noise, judged by strangers.
+
+    python examples/compare_awareness.py --screen --out arena \\
+        --photographs BSDS500/train --camvid CamVid --test-photographs CBSD68 \\
+        --start dncnn-blind --segmenter fpn-camvid --judge JUDGE1 JUDGE2 JUDGE3 --imagenet squeezenet1_0.safetensors
+    python examples/compare_awareness.py --final --out arena ...the same...
+    python examples/compare_awareness.py --smoke --out smoke        in a minute, on generated data
+    python examples/compare_awareness.py --list
+
+--screen trains every contestant with one seed and three weights, and measures it on held-out data (32 photographs, the
+frames of CamVid's drive 0006R0). --final trains the best, longer and with three seeds, chooses how much noise is given
+back at each level, and measures on the test sets. A weight gives the awareness terms --share of fidelity's gradient at
+the denoised image at the start, times each of --factor. Run the same command in as many processes as there are cores
+(OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated.
+Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from arena.entrants import Skip, entrant, every, group, resolve
+from arena.judging import figures, held_out, test
+from arena.runs import Run, claim, finish, train
+from arena.setting import Setting, write_json
+from arena.tuning import instead
+from arena.verdict import best_keep, carried, choose, collect, mean_of, plain, runs_of
+
+from segaware.errors import EvaluationError, SegawareError, TrainingError
+
+
+def parse(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--screen", action="store_true", help="one seed, all weights")
+    what.add_argument("--final", action="store_true", help="the best, three seeds, and the test sets")
+    what.add_argument("--instead", action="store_true", help="train the segmenter itself further, on noisy and on denoised frames")
+    what.add_argument("--collect", action="store_true", help="write results.json anew from what is there")
+    what.add_argument("--smoke", action="store_true", help="all of it, tiny, on generated data")
+    what.add_argument("--list", action="store_true", help="show the contestants")
+    p.add_argument("--out", type=Path, help="folder of this comparison")
+    p.add_argument("--contestants", nargs="+", metavar="NAME", help="names, groups (control, seed, later), all; in the final: chosen")
+    p.add_argument("--photographs", type=Path, help="folder of clean photographs to train on (32 are held out)")
+    p.add_argument("--camvid", type=Path, help="labelled frames in SegNet's layout")
+    p.add_argument("--test-photographs", type=Path, help="only reported")
+    p.add_argument("--test-photographs-limit", type=int, metavar="N", help="the first N of them")
+    p.add_argument("--start", default="dncnn-blind", help="fidelity-only denoiser to begin with: zoo name or folder")
+    p.add_argument("--segmenter", nargs="+", default=["fpn-camvid"], help="that trains; further ones join the judge pools")
+    p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, at least three of different families")
+    p.add_argument("--imagenet", type=Path, help="SqueezeNet 1.0 weights (safetensors, torchvision's names)")
+    p.add_argument("--force", action="store_true", help="allow a judge that took part in training")
+    p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
+    p.add_argument("--seeds", nargs="+", type=int, help="[0; final 0 1 2]")
+    p.add_argument("--share", type=float, default=0.1, help="of fidelity's gradient that factor 1 gives to awareness")
+    p.add_argument("--factor", nargs="+", type=float, default=[1 / 3, 1.0, 3.0], help="of that weight, in the screen")
+    p.add_argument("--carry", type=int, default=5, help="contestants without labels that go to the final")
+    p.add_argument("--batch-size", type=int, default=4)
+    p.add_argument("--patch-size", type=int, default=96)
+    p.add_argument("--optimizer", default="muon")
+    p.add_argument("--learning-rate", type=float, default=3e-4)
+    p.add_argument("--precision", default="auto", help="of training")
+    p.add_argument("--validation-crop", type=int, default=256)
+    p.add_argument("--probes", type=int, default=4, help="of each cached sensitivity map")
+    p.add_argument("--choose-sigma", nargs="+", type=float, default=[25.0, 50.0], help="levels that choices are made at")
+    p.add_argument("--keep-share", nargs="+", type=float, default=[0.02, 0.04, 0.07, 0.1], help="give-back to choose from")
+    p.add_argument("--held-every", type=int, default=4, help="every so many frames of the held-out drive")
+    p.add_argument("--test-every", type=int, default=4, help="every so many test frames (neighbours are alike)")
+    p.add_argument("--segmenter-steps", type=int, default=600)
+    p.add_argument("--segmenter-batch", type=int, default=4)
+    p.add_argument("--segmenter-crop", type=int, default=224)
+    p.add_argument("--segmenter-rate", type=float, default=3e-4)
+    p.add_argument("--progress", action="store_true", help="show a bar of each training")
+    args = p.parse_args(argv)
+    if not args.list and args.out is None:
+        p.error("--out is needed: the folder of this comparison")
+    if args.screen or args.final or args.instead:
+        for name in ("photographs", "camvid", "test_photographs"):
+            if getattr(args, name) is None:
+                p.error(f"--{name.replace('_', '-')} is needed (or --smoke)")
+        if not args.judge:
+            p.error("--judge is needed: segmenters that take no part in training")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    if args.list:
+        for name in every():
+            print(f"{group(name):8} {name:24} {entrant(name).what}{', untrained segmenter' if '@' in name else ''}")
+        return None
+    if args.smoke:
+        return smoke(args)
+    if args.collect:
+        record = args.out / "setting.json"
+        return save(args.out, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {})
+    setting = Setting(args)
+    same_comparison(setting)
+    setting.judges()  # refused now, not after an hour
+    phase = "final" if args.final else "screen"
+    args.steps = args.steps or (4000 if args.final else 1000)
+    if args.instead:
+        control = next((r for p in ("final", "screen") for r in runs_of(args.out, p) if r["contestant"] == "fidelity"), None)
+        if control is None:
+            raise TrainingError(f"{args.out}: no finished control; run --screen or --final first")
+        instead(setting, args.out / ("final" if (args.out / "final" / control["folder"]).is_dir() else "screen") / control["folder"])
+    else:
+        work(setting, jobs(setting, phase))
+    return save(args.out, setting.record())
+
+
+def jobs(setting, phase: str) -> list[Run]:
+    """All trainings of a phase, the control first, then the middle weight of all contestants, then the others."""
+    args = setting.args
+    if phase == "screen":
+        names = resolve(args.contestants or ["all"])
+        seeds = args.seeds or [0]
+        factors = sorted(args.factor, key=lambda f: abs(f - 1))
+        return [
+            Run("screen", name, factor, seed)
+            for factor in factors for seed in seeds for name in names if entrant(name).swept or factor == factors[0]
+        ]  # fmt: skip
+    chosen = choose(runs_of(args.out, "screen"))
+    if args.contestants:
+        names = resolve(args.contestants)
+    elif chosen:
+        names = carried(chosen, args.carry)
+    else:
+        raise TrainingError(f"{args.out}: no screen to choose from; run --screen first, or name --contestants")
+    seeds = args.seeds or [0, 1, 2]
+    return [Run("final", n, chosen[n]["factor"] if n in chosen else 1.0, seed) for seed in seeds for n in names]
+
+
+def work(setting, runs: list[Run]) -> None:
+    """Do what is neither finished nor claimed by another process."""
+    args, skipped = setting.args, {}
+    for run in runs:
+        known = run.result(args.out)
+        if known is not None and known["steps"] != args.steps:
+            raise TrainingError(
+                f"{run.folder(args.out)}: was trained for {known['steps']} steps, not {args.steps}; give --steps {known['steps']}, or another --out"
+            )
+        if known is not None or run.name in skipped:
+            continue
+        folder = run.folder(args.out)
+        with claim(folder) as mine:
+            if not mine or run.result(args.out) is not None:
+                continue
+            try:
+                result = train(setting, run)
+            except Skip as reason:
+                skipped[run.name] = str(reason)
+                print(f"{run.name}: left out, {reason}", flush=True)
+                note_skipped(args.out, skipped)
+                continue
+            if result["state"] == "trained":
+                start = time.monotonic()
+                shares = tuple(args.keep_share) if run.phase == "final" or run.name == "fidelity" else ()
+                result["held_out"] = plain(figures(held_out(setting, run.name, folder, shares)))
+                if shares:
+                    result["keep"] = best_keep(result["held_out"], run.name)
+                if run.phase == "final":
+                    test(setting, run.name, folder, _for_all_levels(result["keep"]))
+                result["judging_minutes"] = round((time.monotonic() - start) / 60, 2)
+            finish(setting, run, result)
+        tell(run, result)
+        if run.phase == "screen":
+            save(args.out, setting.record(), quiet=True)
+
+
+def _for_all_levels(keep: dict[str, float]) -> dict[str, float]:
+    """Shares for the levels of the test, from those of the levels chosen at (the nearest one's)."""
+    from arena.judging import TEST_SIGMAS
+
+    known = {float(noise.split()[1]): share for noise, share in keep.items()}
+    return {f"sigma {s:g}": known[min(known, key=lambda k: abs(k - s))] for s in TEST_SIGMAS} if known else {}
+
+
+def tell(run: Run, result: dict) -> None:
+    head = f"{time.strftime('%H:%M')} {run.phase} {run.name} x{run.factor:.3g} s{run.seed}: "
+    if result["state"] != "trained":
+        print(head + result["error"], flush=True)
+        return
+    shares = ", ".join(f"{name} {' '.join(f'{v:.3f}' for v in values)}" for name, values in result["shares"].items())
+    print(
+        head + f"PSNR {mean_of(result['held_out'], run.name, 'psnr'):.2f} dB, mIoU {100 * mean_of(result['held_out'], run.name, 'miou:'):.2f};"
+        f" gradient shares {shares or '-'}; {result['minutes']:.1f} + {result['judging_minutes']:.1f} min",
+        flush=True,
+    )
+
+
+def same_comparison(setting) -> None:
+    """One folder, one comparison: others are refused, with the difference."""
+    file, now = setting.out / "setting.json", setting.record()
+    if file.is_file():
+        then = json.loads(file.read_text(encoding="utf-8"))
+        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
+        if changed:
+            raise EvaluationError(f"{setting.out}: holds another comparison ({'; '.join(changed)}); give the same, or another --out")
+    else:
+        write_json(file, now)
+
+
+def note_skipped(out: Path, skipped: dict[str, str]) -> None:
+    file = out / "skipped.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_json(file, known | skipped)
+
+
+def save(out: Path, record: dict, quiet: bool = False) -> dict:
+    found = collect(out, record)
+    write_json(out / "results.json", found)
+    if not quiet:
+        print(f"{out / 'results.json'}: {len(found['screen']['runs'])} screened, {len(found['final']['runs'])} in the final", flush=True)
+    return found
+
+
+def smoke(args) -> dict:
+    """Screen, final and segmenters on generated data; --contestants and --steps may be given."""
+    from arena.smoke import prepare
+
+    for key, value in prepare(args.out).items():
+        setattr(args, key, value)
+    setting = Setting(args)
+    same_comparison(setting)
+    args.contestants = args.contestants or ["fidelity", "released-detached", "entropy", "ssaid", "kl", "kl@random", "jacobian"]
+    args.steps = args.steps or 4
+    args.factor = [1.0, 3.0]
+    work(setting, jobs(setting, "screen"))
+    args.contestants, args.carry, args.seeds = None, 1, [0, 1]
+    final = jobs(setting, "final")
+    work(setting, final)
+    instead(setting, final[0].folder(args.out))
+    return save(args.out, setting.record())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegawareError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
