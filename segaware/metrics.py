@@ -26,7 +26,7 @@ WINDOWS = {
 }
 
 _CHUNK = 1 << 22  # values compared at a time, so that a large photograph needs no second copy in float64
-_STRIP = 1 << 19  # the same for SSIM, which holds about ten maps of them
+_STRIP = 1 << 16  # the same for SSIM: its maps of so many stay in a processor's cache, which halves the time
 _K1, _K2 = 0.01, 0.03
 
 
@@ -142,13 +142,12 @@ def _similarity(x: Tensor, y: Tensor, data_range: float, window: str) -> Tensor:
         weights, correction = [value / sum(raw) for value in raw], 1.0
     else:
         weights, correction = [1 / side] * side, side**2 / (side**2 - 1)
-    mean_x, mean_y = _window(x, weights), _window(y, weights)
-    var_x = correction * (_window(x * x, weights) - mean_x * mean_x)
-    var_y = correction * (_window(y * y, weights) - mean_y * mean_y)
-    cov = correction * (_window(x * y, weights) - mean_x * mean_y)
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    return likeness / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
+    # the formula needs the two variances only as a sum: four maps to filter, not five
+    mean_x, mean_y, power, product = _window(torch.stack([x, y, x * x + y * y, x * y]), weights)
+    of_means, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    likeness = (2 * of_means + c1) * (2 * correction * (product - of_means) + c2)
+    return likeness / ((squares + c1) * (correction * (power - squares) + c2))
 
 
 def _window(planes: Tensor, weights: list[float]) -> Tensor:
