@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Measure:
 _OF_IMAGES = {
     "psnr": Measure("psnr", "PSNR (dB)"),
     "ssim": Measure("ssim", "SSIM", digits=4),
-    "niqe": Measure("niqe", "NIQE (less is better)", better=-1),
+    "niqe": Measure("niqe", "NIQE, less is better", better=-1),
 }
 
 
@@ -127,10 +127,16 @@ class Results:
     @property
     def measures(self) -> list[Measure]:
         """All columns, image metrics first."""
-        found = [_OF_IMAGES[metric] for metric in self.protocol.metrics]
+        found = [self._of_images(metric) for metric in self.protocol.metrics]
         for judge in self.judges:
             found += _of_judge(judge["name"], self.labelled, len(judge["class_names"]))
         return found
+
+    def _of_images(self, metric: str) -> Measure:
+        """With the parameters in NIQE's title: a value under others is of another metric."""
+        measure = _OF_IMAGES[metric]
+        stated = str(self.environment.get("metrics", {}).get(metric, "")).partition(";")[0]
+        return replace(measure, title=f"{stated}), less is better") if metric == "niqe" and stated else measure
 
     @property
     def block(self) -> int:

@@ -25,9 +25,11 @@ Array = Any
 #: Bootstrap samples; the limits of a 95 % interval then move by about a fortieth of its width.
 SAMPLES = 4000
 
+_AT_ONCE = 250  # samples worked on at a time: what is held beside their counts does not grow with the images
+
 
 def resample(n: int, *, block: int = 1, samples: int = SAMPLES, seed: int = 0) -> Array:
-    """How often each of ``n`` images is drawn in each bootstrap sample: ``(samples, n)`` counts.
+    """How often each of ``n`` images is drawn in each bootstrap sample: ``(samples, n)`` small integers.
 
     Blocks of ``block`` neighbours are drawn together, from any start, round the end to the beginning,
     because neighbouring frames of a video are nearly the same image. All methods are measured with
@@ -40,10 +42,13 @@ def resample(n: int, *, block: int = 1, samples: int = SAMPLES, seed: int = 0) -
         raise EvaluationError(f"resample: {n} images in blocks of {block}, {samples} samples; each must be at least 1")
     block = min(block, n)
     random = np.random.default_rng(seed)
-    starts = random.integers(0, n, size=(samples, -(-n // block)))
-    places = (starts[:, :, None] + np.arange(block)).reshape(samples, -1)[:, :n] % n
-    counts = np.zeros((samples, n), dtype=np.float64)
-    np.add.at(counts, (np.arange(samples)[:, None], places), 1.0)
+    counts = np.empty((samples, n), dtype=np.min_scalar_type(n))
+    for first in range(0, samples, _AT_ONCE):
+        part = counts[first : first + _AT_ONCE]
+        starts = random.integers(0, n, size=(len(part), -(-n // block)))
+        places = (starts[:, :, None] + np.arange(block)).reshape(len(part), -1)[:, :n] % n
+        places += n * np.arange(len(part))[:, None]
+        part[:] = np.bincount(places.ravel(), minlength=part.size).reshape(part.shape)
     return counts
 
 
@@ -85,11 +90,16 @@ def _mean(values: Array) -> Array:
 def replicates(data: Array, weights: Array, kind: str = "mean") -> Array:
     """The figure of each bootstrap sample: ``data (n,)`` or ``(n, K, K)``, ``weights (samples, n)`` of :func:`resample`."""
     flat = np.asarray(data, dtype=np.float64).reshape(len(data), -1)
-    total = (weights @ flat).reshape(len(weights), *np.shape(data)[1:])
-    if kind != "mean":
-        return statistic(total, kind)
-    weight = weights.sum(1)
-    return np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan)
+    found = []
+    for first in range(0, len(weights), _AT_ONCE):
+        part = weights[first : first + _AT_ONCE].astype(np.float64)
+        total = (part @ flat).reshape(len(part), *np.shape(data)[1:])
+        if kind != "mean":
+            found.append(statistic(total, kind))
+        else:
+            weight = part.sum(1)
+            found.append(np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan))
+    return np.concatenate(found)
 
 
 def interval(estimate: float, values: Array, *, level: float = 0.95, units: float = math.inf) -> tuple[float, float]:
@@ -160,13 +170,15 @@ class Comparison:
 
 
 def compare(
-    first: Array, second: Array, weights: Array, *, kind: str = "mean", level: float = 0.95, block: int = 1, names: tuple[str, str] = ("first", "second")
+    first: Array, second: Array, weights: Array, *, kind: str = "mean", level: float = 0.95, block: int = 1,
+    names: tuple[str, str] = ("first", "second"), known: tuple[Array, Array] | None = None,
 ) -> Comparison:
     """Compare two methods on images that both have.
 
     Args:
         first, second: ``(n,)`` values or ``(n, K, K)`` matrices, in the order of the images; NaN = missing.
         weights: of :func:`resample`, over the same n.
+        known: :func:`replicates` of both over all images, to be used where both have all; None = computed here.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     axes = tuple(range(1, first.ndim))
@@ -175,7 +187,8 @@ def compare(
     nothing = Comparison(*names, math.nan, math.nan, math.nan, math.nan, n)
     if n == 0:
         return nothing
-    first, second, weights = first[both], second[both], weights[:, both]
+    if n < len(both):
+        first, second, weights, known = first[both], second[both], weights[:, both], None
 
     def figure(data: Array) -> float:
         return float(statistic(data.mean(0) if kind == "mean" else data.sum(0), kind))
@@ -184,7 +197,8 @@ def compare(
     units = -(-n // block)
     if units < 2 or not math.isfinite(difference):
         return Comparison(*names, difference, math.nan, math.nan, math.nan, n)
-    spread = replicates(first, weights, kind) - replicates(second, weights, kind)
+    one, other = known or (replicates(first, weights, kind), replicates(second, weights, kind))
+    spread = one - other
     low, high = interval(difference, spread, level=level, units=units)
     stretched = difference + _stretch(level, units) * (spread[np.isfinite(spread)] - difference)
     side = min((stretched <= 0).sum(), (stretched >= 0).sum())

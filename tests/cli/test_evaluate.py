@@ -2,10 +2,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from segaware import image_io
 from segaware.cli.main import main
+from segaware.evaluation.cells import Cells
+from segaware.evaluation.protocol import Protocol
+from segaware.niqe import NIQE
 
 
 def run(*arguments):
@@ -60,6 +65,75 @@ def test_a_failing_image_is_exit_code_1(shipped, clean):
     result = run(clean)
     assert result.exit_code == 1 and "dncnn-blind" in result.stdout
     assert "im1 (sigma 25)" in result.stderr and "2 cells could not be measured" in result.stderr
+
+
+def textured(path, height, width):
+    """Edges at several scales: something that NIQE can look at."""
+    random = np.random.default_rng(len(path.stem) + height)
+    total = np.zeros((height, width, 3))
+    for scale in (1, 3, 9, 27):
+        coarse = random.normal(0, scale, (-(-height // scale), -(-width // scale), 3))
+        total += coarse.repeat(scale, 0).repeat(scale, 1)[:height, :width]
+    Image.fromarray((128 + total).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def test_niqe(shipped, tmp_path):
+    folder, out = tmp_path / "large", tmp_path / "out"
+    folder.mkdir()
+    textured(folder / "a.png", 192, 200)
+    textured(folder / "bb.png", 100, 300)
+    result = run(folder, "--metric", "niqe", "--metric", "psnr", "-j", "none", "-o", out, "--format", "json", "--format", "md")
+    assert result.exit_code == 0, result.output
+    stated = "NIQE (bsds500 parameters; gray plane, not rounded)"
+    assert "NIQE (bsds500 parameters), less is better" in result.stdout
+    assert stated in (out / "report.md").read_text(encoding="utf-8") and "| NIQE (bsds500" in (out / "report.md").read_text(encoding="utf-8")
+    record = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert record["environment"]["metrics"]["niqe"] == stated
+
+    metric = NIQE.shipped()
+    clean = torch.from_numpy(image_io.read(folder / "a.png").pixels).permute(2, 0, 1) / 255
+    noisy = Protocol().noisy(clean, Protocol().noises[0], name="a", index=0).clamp(0, 1)
+    row = next(row for row in record["rows"] if (row["image"], row["contestant"]) == ("a", "noisy"))
+    assert row["values"]["niqe"] == float(metric(noisy[None], data_range=1.0))
+
+    metric.save(tmp_path / "own.npz")
+    result = run(folder, "--metric", "niqe", "-j", "none", "--niqe-parameters", tmp_path / "own.npz")
+    assert "NIQE (bsds500 parameters)" in result.stdout  # the file says which they are
+
+
+def test_niqe_of_images_that_are_too_small(shipped, clean):
+    textured(clean / "large.png", 96, 192)
+    result = run(clean, "--metric", "niqe", "--metric", "psnr", "-j", "none")
+    assert result.exit_code == 1 and "at least 96 x 192 or 192 x 96 pixels are needed" in result.stderr
+    assert "noisy: im0 (sigma 25), im1 (sigma 25), im2 (sigma 25)" in result.stderr and "large" not in result.stderr
+    noisy = next(line for line in result.stdout.splitlines() if line.startswith("noisy"))
+    assert "(1 of 4)" in noisy and "PSNR" in result.stdout
+
+
+def test_two_runs_in_one_folder(shipped, clean, tmp_path):
+    out = tmp_path / "out"
+    with Cells(out):
+        result = run(clean, "-o", out)
+        assert result.exit_code == 2 and "another run is writing its report here" in result.stderr
+    assert run(clean, "-o", out, "--format", "json").exit_code == 0
+
+
+def test_labels_that_do_not_fit_cost_their_image_alone(shipped, tmp_path):
+    for name in ("val", "valannot"):
+        (tmp_path / name).mkdir()
+    for index in range(3):
+        textured(tmp_path / "val" / f"f{index}.png", 24, 32)
+        labels = np.full((24, 32), (index, 11)[index == 1], np.uint8)
+        labels[0, :5] = 12 if index == 2 else 0
+        Image.fromarray(labels).save(tmp_path / "valannot" / f"f{index}.png")
+    result = run(tmp_path, "-j", "none")
+    assert result.exit_code == 1 and "3 images" in result.stdout
+    assert "f2.png: label 12 in 5 pixels, but there are 11 classes (0-10) and void (11, 255)" in result.stderr
+    assert "f0" not in result.stderr and "f1" not in result.stderr
+    (tmp_path / "valannot" / "f1.png").unlink()
+    result = run(tmp_path, "-j", "none")
+    assert result.exit_code == 2 and "1 of 3 images have no label file" in result.stderr
+    assert f"{tmp_path / 'val' / 'f1.png'} has no {tmp_path / 'valannot' / 'f1.png'}" in result.stderr
 
 
 @pytest.mark.parametrize(
