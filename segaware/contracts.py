@@ -33,6 +33,8 @@ class DenoiserInfo:
             ``receptive_field // 2 + size_multiple - 1`` pixels to a side, the halo of a tile.
         task: ``"denoise"``, or ``"denoise+segment"`` for cascades.
         training_noise: what the weights know, in words ("AWGN, sigma 0-55"); "" = untrained.
+        keep: pairs of noise level (8-bit units) and the share of the noise that machines want back
+            there, for ``denoise(..., keep="machine")``; () = not known.
     """
 
     channels: int | None = 3
@@ -41,6 +43,7 @@ class DenoiserInfo:
     receptive_field: int | None = None
     task: str = "denoise"
     training_noise: str = ""
+    keep: tuple[tuple[float, float], ...] = ()
 
 
 @runtime_checkable

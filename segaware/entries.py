@@ -84,7 +84,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
     """Build the network of an entry and fill it, strictly: every key, every shape, float32, eval mode.
 
-    ``model.info.training_noise`` is set from the config where the model has ``info``.
+    ``model.info.training_noise`` and ``keep`` are set from the config where the model has ``info``.
 
     Raises:
         WeightsError: a missing or damaged file, or tensors that are not this network's.
@@ -94,12 +94,24 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but not at the caller's expense
         model = build(config["architecture"], config["arguments"])
     fill(model, folder, config["architecture"])
-    if hasattr(model, "info") and config.get("training_noise"):
+    if hasattr(model, "info") and (config.get("training_noise") or config.get("keep")):
         import dataclasses
 
         info: Any = model.info
-        model.info = dataclasses.replace(info, training_noise=config["training_noise"])
+        keep = _keep_table(config.get("keep") or {}, f"{folder}")
+        model.info = dataclasses.replace(info, training_noise=config.get("training_noise") or info.training_noise, keep=keep)
     return model.eval()
+
+
+def _keep_table(record: Any, where: str) -> tuple[tuple[float, float], ...]:
+    """``{"15": 0.02, ...}`` of a config as sorted pairs of noise level and share."""
+    try:
+        pairs = tuple(sorted((float(sigma), float(share)) for sigma, share in record.items()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(f'{where}: "keep" of its {CONFIG} must be an object {{sigma in 8-bit units: share}}, not {record!r}') from error
+    if not all(0 <= sigma <= 255 and 0 <= share < 1 for sigma, share in pairs):
+        raise WeightsError(f'{where}: "keep" of its {CONFIG} is {record!r}; sigmas lie in [0, 255], shares in [0, 1)')
+    return pairs
 
 
 def fill(model: nn.Module, folder: str | os.PathLike[str], name: str) -> None:

@@ -42,6 +42,21 @@ class _Sigma(click.ParamType):
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
+class _Keep(click.ParamType):
+    name = "SHARE|machine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        if value == "machine" or isinstance(value, float):
+            return value
+        try:
+            share = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a share, e.g. 0.03, nor machine", param, ctx)
+        if not 0 <= share < 1:
+            self.fail(f"{value} is no share in [0, 1), e.g. 0.03 for 3 %", param, ctx)
+        return share
+
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -53,6 +68,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("-m", "--model", help="Name (see 'segaware models') or folder of a model.")
 @click.option(
     "-s", "--sigma", type=_Sigma(), help="Noise level in 8-bit units (25 is 25/255), or auto, for models that take one."
+)
+@click.option(
+    "--keep", type=_Keep(), default=0.0, help="Share of the noise to give back: 0.03, or machine (the model's own). [0]"
 )
 @click.option("--tile", type=_Tile(), default="auto", show_default=True, help="Side of a tile; the result is the same.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -72,6 +90,7 @@ def denoise(
     target: Path,
     model: str | None,
     sigma: float | str | None,
+    keep: float | str,
     tile: str | int,
     device: str,
     precision: str,
@@ -101,7 +120,7 @@ def denoise(
 
     from segaware.inference.engine import DEFAULT_MODEL, Engine
 
-    engine = Engine(model or DEFAULT_MODEL, tile=tile, precision=precision, device=device)
+    engine = Engine(model or DEFAULT_MODEL, keep=keep, tile=tile, precision=precision, device=device)
     _check_model_sigma(engine, sigma)
     level = sigma / 255 if isinstance(sigma, float) else sigma
     outcomes = _run(jobs, engine, level, single, overwrite, compare, clean)

@@ -20,6 +20,7 @@ from segaware.contracts import DenoiserInfo, Sigma
 from segaware.entries import DEFAULT_MODEL, load_entry, locate
 from segaware.errors import InputError, ModelError
 from segaware.inference.folding import fold_batch_norm
+from segaware.inference.give_back import MACHINE, check_keep, shares, table_of
 from segaware.inference.memory import keep_pages
 from segaware.inference.noise_level import estimate_noise
 from segaware.inference.tiling import Box, Tile, halo, tiles
@@ -41,6 +42,7 @@ def denoise(
     model: str | os.PathLike[str] | nn.Module = DEFAULT_MODEL,
     *,
     sigma: Sigma | str | None = None,
+    keep: float | str = 0.0,
     tile: str | int = "auto",
     precision: str = "auto",
     device: str | torch.device = "auto",
@@ -55,6 +57,9 @@ def denoise(
         sigma: noise level on the [0, 1] scale (25/255, not 25), for models that take one: a float,
             for tensors also ``(B,)`` or a map ``(B, 1, H, W)``; ``"auto"``: estimated from the image
             (:func:`segaware.inference.noise_level.estimate_noise`, which see for its limits).
+        keep: share of what was taken away that is given back: 0, the default, for people;
+            ``"machine"``: the share that the model states for the noise level (of blind models
+            estimated from the image), for segmenters. See ``docs/give-back.md``.
         tile: "auto"; "whole"; or the side of a tile in pixels. The result is the same to 1e-5.
         precision: "auto" (float32), "float32", "bfloat16" (twice as fast on processors that have
             it, and up to 0.1 dB worse), or "float16" (CUDA).
@@ -77,7 +82,7 @@ def denoise(
 
     For many images make one ``Engine(model)`` and call it for each.
     """
-    return Engine(model, tile=tile, precision=precision, device=device)(image, sigma)
+    return Engine(model, keep=keep, tile=tile, precision=precision, device=device)(image, sigma)
 
 
 class Engine:
@@ -94,6 +99,7 @@ class Engine:
         self,
         model: str | os.PathLike[str] | nn.Module = DEFAULT_MODEL,
         *,
+        keep: float | str = 0.0,
         tile: str | int = "auto",
         precision: str = "auto",
         device: str | torch.device = "auto",
@@ -116,6 +122,8 @@ class Engine:
                 " wrap it, SegAwareWrapper(network); a segmenter cannot denoise"
             )
         self.info: DenoiserInfo = info
+        self.keep = check_keep(keep)
+        self._keep_table = table_of(info.keep, self.name) if keep == MACHINE else ()
         #: What pictures are brought to; tensors are taken as they come where ``info`` states nothing.
         self.channels: int | None = info.channels or getattr(module, "likely_channels", None)
         self.tile = _tile(tile, info)
@@ -166,8 +174,19 @@ class Engine:
             rows, columns = core.slices
             clean[batch, :, rows, columns] = part.to(clean)
 
-        self.run((noisy.shape[0], *noisy.shape[2:]), fetch, store, self.level(sigma, noisy), progress)
+        level = self.level(sigma, noisy)
+        keep = self.share(level, lambda: estimate_noise(noisy))
+        self.run((noisy.shape[0], *noisy.shape[2:]), fetch, store, level, progress, keep)
         return clean
+
+    def share(self, level: Tensor | None, estimate: Callable[[], Tensor | float]) -> Tensor | None:
+        """What is given back, as ``(B, 1, 1 or H, 1 or W)``; None for nothing. ``estimate`` gives the level of blind models."""
+        if self.keep == 0:
+            return None
+        if self.keep != MACHINE:
+            return torch.tensor(float(self.keep)).expand(1, 1, 1, 1)
+        level = torch.as_tensor(estimate()).reshape(-1, 1, 1, 1) if level is None else level
+        return shares(self._keep_table, level)
 
     def level(self, sigma: Sigma | str | None, noisy: Tensor) -> Tensor | None:
         """``sigma`` as ``(B, 1, 1 or H, 1 or W)``; None for a blind model, which refuses one.
@@ -190,8 +209,9 @@ class Engine:
         store: Callable[[slice, Box, Tensor], None],
         level: Tensor | None,
         progress: Progress | None = None,
+        keep: Tensor | None = None,
     ) -> None:
-        """Walk the tiles of ``(B, H, W)``: fetch a window, denoise it, store its core.
+        """Walk the tiles of ``(B, H, W)``: fetch a window, denoise it, give ``keep`` of the noise back, store its core.
 
         ``fetch`` may give more images than it is asked for (channels as gray images); it gets them back.
         """
@@ -199,11 +219,14 @@ class Engine:
         cut = self._tiles(height, width)
         at_once = max(1, WHOLE // max(tile.window.shape[0] * tile.window.shape[1] for tile in cut))
         groups = [slice(first, min(first + at_once, batch)) for first in range(0, batch, at_once)]
+        keep = None if keep is None else keep.expand(batch, -1, -1, -1)
         done = 0
         with keep_pages(), self._arithmetic(), torch.inference_mode():
             for group in groups:
                 for tile in cut:
-                    part = self._window(fetch(group, tile.window), _cut(level, group, tile.window), tile)
+                    part = self._window(
+                        fetch(group, tile.window), _cut(level, group, tile.window), tile, _cut(keep, group, tile.window)
+                    )
                     store(group, tile.core, part)
                     done += 1
                     if progress is not None:
@@ -218,7 +241,7 @@ class Engine:
             return [Tile(everything, everything)]
         return list(tiles(height, width, core=core, halo=halo(self.info), multiple=self.info.size_multiple))
 
-    def _window(self, noisy: Tensor, level: Tensor | None, tile: Tile) -> Tensor:
+    def _window(self, noisy: Tensor, level: Tensor | None, tile: Tile, keep: Tensor | None = None) -> Tensor:
         noisy = noisy.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)
         if level is not None:
             level = level.to(noisy).repeat_interleave(noisy.shape[0] // level.shape[0], dim=0)
@@ -237,6 +260,8 @@ class Engine:
             raise ModelError(f"{self.name} gave {got} for {tuple(noisy.shape)}; wrap it: SegAwareWrapper(network)")
         if not torch.isfinite(clean).all():
             raise ModelError(f"{self.name} gave NaN or infinite pixels; try precision='float32' or check its weights")
+        if keep is not None:
+            clean = torch.lerp(clean.to(noisy), noisy, keep.to(noisy).repeat_interleave(noisy.shape[0] // keep.shape[0], dim=0))
         rows, columns = tile.core.within(tile.window).slices
         return clean[:, :, rows, columns]
 

@@ -81,7 +81,8 @@ def denoise_pixels(
         sigma = min(1.0, estimate_picture(pixels))
     height, width = pixels.shape[:2]
     one = torch.zeros(()).expand(1, 1, height, width)  # no memory: tells its shape
-    engine.run((1, height, width), fetch, store, engine.level(sigma, one), progress)
+    level = engine.level(sigma, one)
+    engine.run((1, height, width), fetch, store, level, progress, engine.share(level, lambda: estimate_picture(pixels)))
     return clean
 
 
