@@ -24,4 +24,4 @@ def test_a_share_of_the_noise_is_given_back(shipped, tmp_path):
         refused = run("--keep", bad)
         assert refused.exit_code == 2 and "0.03" in refused.stderr
     refused = run("--keep", "machine")
-    assert refused.exit_code == 1 and "states no shares" in refused.stderr and "Traceback" not in refused.stderr
+    assert refused.exit_code == 2 and "states no shares" in refused.stderr and "Traceback" not in refused.stderr
