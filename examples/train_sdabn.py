@@ -7,6 +7,20 @@ a finished stage is not trained again, and a killed run goes on with the same co
 train/, trainannot/, val/, valannot/: images and label maps with the same stems. ``--hold-out 0006R0``
 leaves the training frames with that name in their stem out and measures every stage on them.
 ``--recipe FILE`` changes the recipes: {"segmenter": {"steps": 9000}, "S2": {"learning_rate": 0.01}}.
+
+``--variant`` trains what the paper compares the cascade with, into the same --out, so that no stage is
+trained twice (segaware/training/variants.py says what each stage is):
+
+    progressive            S0 S1 D1 S2 D2 ...: the cascade (the default)
+    SD                     its first block: segment, then denoise
+    D0, DDFN               one plain denoiser; --stages of them in turns
+    ImgD                   D1 with the noisy image as condition instead of the segmentation
+    GtD1                   D1 with the true labels as condition (an oracle, in use as well)
+    X+S                    a segmenter on the images of --on (D0, DDFN2, S1D1, GtD1, any model folder or zoo name)
+    S1+                    a segmenter of twice the size, 8.00 M (width 26, three bottlenecks: our choice)
+    joint                  S1, D1 and S2 at once, on the loss of S2
+    DMS                    a plain denoiser, trained also through the frozen S0
+    denoise-then-segment   D0 and S0, which are put one after the other without further training
 """
 
 import argparse
@@ -19,9 +33,11 @@ import torch
 from PIL import Image
 
 from segaware import DDFN, HRNetSegmenter, from_pretrained
+from segaware.baselines import ImageCondition, LabelCondition
 from segaware.errors import InputError, SegawareError, TrainingError
-from segaware.training.progressive import train_cascade
+from segaware.training.progressive import TASK_WEIGHT, train_cascade, train_stages
 from segaware.training.stages import RECIPES
+from segaware.training.variants import VARIANTS, entry, targets
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -49,7 +65,10 @@ def parse(argv):
     noise = p.add_mutually_exclusive_group()
     noise.add_argument("--sigma", type=float, default=50, help="Gaussian noise, 8-bit units")
     noise.add_argument("--poisson", type=float, metavar="PEAK", help="Poisson noise instead; the paper's peak is 255")
-    p.add_argument("--stages", type=int, default=3, help="segmentation-denoising blocks")
+    p.add_argument("--variant", nargs="+", choices=VARIANTS, default=["progressive"], help="see above; several one after the other")
+    p.add_argument("--on", default="D0", help="the denoiser of X+S: a stage's name, a model folder or a zoo name")
+    p.add_argument("--task-weight", type=float, default=TASK_WEIGHT, help="of the segmentation loss in DMS")
+    p.add_argument("--stages", type=int, default=3, help="segmentation-denoising blocks, or plain denoisers in turns")
     p.add_argument("--closing", action="store_true", help="one more segmenter after the last block (S1 D1 S2)")
     p.add_argument("--until", help="stop after this stage, e.g. D1")
     p.add_argument("--preset", choices=sorted(RECIPES), default="camvid", help="recipes to begin with")
@@ -62,6 +81,7 @@ def parse(argv):
     p.add_argument("--void", type=int, default=11, help="label that is not counted")
     p.add_argument("--hold-out", default="0006R0", help='part of the stems to leave out and measure on; "" = none')
     p.add_argument("--segmenter", type=json.loads, default={}, help="JSON of HRNetSegmenter's arguments")
+    p.add_argument("--larger", type=json.loads, default={"width": 26, "bottlenecks": 3}, help="JSON of what S1+ has otherwise")
     p.add_argument("--denoiser", type=json.loads, default={}, help="JSON of DDFN's arguments")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p.parse_args(argv)
@@ -78,11 +98,34 @@ def recipes_of(args):
         raise TrainingError(f"--recipe, --set: {error}; give a JSON object, and FIELD=NUMBER") from error
     recipes = {part: r.change(steps=max(1, round(r.steps * args.scale)), **noise) for part, r in RECIPES[args.preset].items()}
     for name in sorted(changes, key=lambda n: n not in recipes):
-        part = name if name in recipes else {"S": "segmenter", "D": "denoiser"}.get(name[:1])
-        if part is None:
-            raise TrainingError(f"{args.recipe}: {name!r} is no part (segmenter, denoiser) and no stage (S2)")
+        part = name if name in recipes else "denoiser" if entry(name).part == "denoiser" else "segmenter"
         recipes[name] = recipes[part].change(**changes[name])
     return recipes
+
+
+def makers_of(args):
+    """Fresh networks by kind."""
+    names = tuple(args.classes)
+    return {
+        "segmenter": lambda: HRNetSegmenter(len(names), class_names=names, **args.segmenter),
+        "segmenter+": lambda: HRNetSegmenter(len(names), class_names=names, **{**args.segmenter, **args.larger}),
+        "denoiser": lambda: DDFN(condition_channels=len(names), **args.denoiser),
+        "plain": lambda: DDFN(**args.denoiser),
+        "image": lambda: ImageCondition(DDFN(condition_channels=3, **args.denoiser)),
+        "labels": lambda: LabelCondition(DDFN(condition_channels=len(names), **args.denoiser)),
+    }
+
+
+def given_of(args):
+    """Finished networks from elsewhere, by the name of the stage that they stand for; and the name that --on has then."""
+    given = {"S0": from_pretrained(args.start)} if args.start else {}
+    if "X+S" not in args.variant or args.on in ("S1D1", "SD", "D0"):
+        return given, args.on
+    try:
+        return given, entry(args.on).name
+    except TrainingError:
+        name = Path(args.on).resolve().name
+        return given | {name: from_pretrained(args.on)}, name
 
 
 def main(argv=None):
@@ -92,17 +135,22 @@ def main(argv=None):
     held = load(args.data, "train", args.void, lambda stem: out in stem) if out else []
     if not frames:
         raise InputError(f"{args.data / 'train'}: no images to train on")
-    names = tuple(args.classes)
     print(f"{len(frames)} training frames, {len(held)} held out, on {args.device}", flush=True)
-    cascade = train_cascade(
-        lambda: HRNetSegmenter(len(names), class_names=names, **args.segmenter),
-        lambda: DDFN(condition_channels=len(names), **args.denoiser),
-        frames, recipes_of(args), args.out, stages=args.stages, closing=args.closing, condition=args.condition,
-        start=from_pretrained(args.start) if args.start else None, validation=held, until=args.until, device=args.device,
-    )  # fmt: skip
-    for file in sorted(args.out.glob("[SD]*/model/config.json"), key=lambda f: (f.parts[-3][1:], f.parts[-3][0] != "S")):
+    makers, recipes, cascade = makers_of(args), recipes_of(args), None
+    given, on = given_of(args)
+    common = {"condition": args.condition, "validation": held, "until": args.until, "device": args.device}
+    for variant in args.variant:
+        if variant == "progressive":
+            cascade = done = train_cascade(
+                makers["segmenter"], makers["denoiser"], frames, recipes, args.out,
+                stages=args.stages, closing=args.closing, start=given.get("S0"), **common,
+            )  # fmt: skip
+        else:
+            wanted = targets(variant, stages=args.stages, closing=args.closing, on=on)
+            done = train_stages(wanted, makers, frames, recipes, args.out, given=given, task_weight=args.task_weight, **common)
+        print(f"{variant}: " + ("done" if done is not None else f"stopped after {args.until}; the same command without --until goes on"))
+    for file in sorted(args.out.glob("*/model/config.json")):
         print(f"{file.parts[-3]}: {json.loads(file.read_text())['measured']}")
-    print(args.out / "model" if cascade is not None else f"stopped after {args.until}; the same command without --until goes on")
     return cascade
 
 

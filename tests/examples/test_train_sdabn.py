@@ -49,7 +49,7 @@ def options(data, out, *more):
 def test_it_trains_stops_goes_on_and_denoises(example, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert example.main(options(data, out, "--sigma", "30", "--until", "S1")) is None
-    assert "stopped after S1" in capsys.readouterr().out
+    assert "progressive: stopped after S1" in capsys.readouterr().out
     cascade = example.main(options(data, out, "--sigma", "30", "--closing"))
     said = capsys.readouterr().out
     assert "1 training frames, 1 held out" in said and "S1: {'miou':" in said and "D1: {'psnr':" in said
@@ -59,6 +59,50 @@ def test_it_trains_stops_goes_on_and_denoises(example, data, tmp_path, capsys):
     torch.testing.assert_close(denoise(noisy, again), cascade(noisy[None])[0].detach(), rtol=1e-4, atol=1e-5)
     with pytest.raises(TrainingError, match="stage S0 is finished with another recipe .*sigma 30.* -> 40"):
         example.main(options(data, out, "--sigma", "40"))
+
+
+def finished(out):
+    return {path.parents[1].name: path.stat().st_mtime_ns for path in out.glob("*/model/model.safetensors")}
+
+
+def test_the_comparisons_share_their_stages(example, data, tmp_path, capsys):
+    """Tiny, but all of them: what each trains, and that nothing is trained twice."""
+    out = tmp_path / "run"
+    recipe = {"segmenter": {"steps": 1, "crop": [16, 16]}, "denoiser": {"steps": 1, "crop": [16, 16]}, "GtD1+S": {"steps": 2}}
+
+    def train(*more):
+        given = options(data, out, "--larger", '{"width": 3, "bottlenecks": 2}', *more)
+        (data / "recipe.json").write_text(json.dumps(recipe))
+        before = finished(out)
+        example.main([*given, "--poisson", "255"])
+        after = finished(out)
+        assert before.items() <= after.items()
+        return sorted(after.keys() - before.keys())
+
+    assert train("--variant", "SD", "GtD1") == ["D1", "GtD1", "S0", "S1"]
+    assert train("--variant", "progressive") == []  # its only block is there: the cascade is put together
+    assert from_pretrained(out / "model").info.training_noise == "Poisson, peak 255"
+    assert train("--variant", "denoise-then-segment", "D0") == ["DDFN1"]
+    assert train("--variant", "DDFN", "--stages", "2") == ["DDFN2"]
+    assert len(from_pretrained(out / "model-DDFN")) == 2
+    assert train("--variant", "ImgD", "DMS", "joint", "S1+") == ["DMS", "ImgD", "S0+", "S1+", "joint"]
+    assert train("--variant", "X+S", "--on", "S1D1") == ["S2"]
+    assert train("--variant", "X+S", "--on", "GtD1") == ["GtD1+S"]
+    assert train("--variant", "X+S", "--on", "DDFN2") == ["DDFN2+S"]
+    assert train("--variant", "X+S", "--on", str(out / "model-DDFN")) == ["model-DDFN+S"]
+    capsys.readouterr()
+    assert train("--variant", "X+S") == ["DDFN1+S"]
+    said = capsys.readouterr().out
+    assert "joint: {'psnr':" in said and "DMS: {'psnr':" in said and "S1+: {'miou':" in said
+    widths = [from_pretrained(out / name / "model").config["width"] for name in ("S1", "S1+")]
+    assert widths == [2, 3]
+
+
+def test_the_larger_segmenter_has_the_stated_size(example, data, tmp_path):
+    args = example.parse(["--data", str(data), "--out", str(tmp_path), "--classes", *map(str, range(19))])
+    with torch.device("meta"):
+        network = example.makers_of(args)["segmenter+"]()
+    assert sum(p.numel() for p in network.parameters()) == 7_997_371
 
 
 def test_options_become_recipes(example, data, tmp_path):
@@ -73,6 +117,9 @@ def test_bad_input_is_named(example, data, tmp_path):
         example.main(options(data, tmp_path, "--set", "batch=2"))
     with pytest.raises(TrainingError, match="give a JSON object"):
         example.main(options(data, tmp_path, "--set", "seed=x"))
+    (data / "other.json").write_text('{"D": {"steps": 9}}')
+    with pytest.raises(TrainingError, match="no stage 'D'; did you mean 'D1'"):
+        example.main([*options(data, tmp_path), "--recipe", str(data / "other.json")])
     with pytest.raises(InputError, match="no images"):
         example.main(options(data, tmp_path, "--hold-out", "0"))
     (data / "trainannot/0001TP_1.png").unlink()
