@@ -11,6 +11,7 @@ from segaware.evaluation import figures
 from segaware.evaluation.pictures import Pictures, slug
 from segaware.evaluation.report import about, failures, how_to_read, tables
 from segaware.evaluation.summary import Summary
+from segaware.evaluation.verdict import Finding, findings, gain, gentlest, headline
 
 __all__ = ["page"]
 
@@ -21,41 +22,63 @@ _TEMPLATE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem 1rem 3rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+p.about { color: #444; margin: 0 0 1rem; }
+.answer { border-left: .4rem solid #0072b2; background: #eef5fa; padding: .8rem 1.1rem; }
+.answer p { margin: .3rem 0; } .answer p:first-child { font-size: 1.15rem; font-weight: 600; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; min-width: 7rem; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; min-width: 6rem; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; white-space: normal; }
 td.best { font-weight: 700; background: #e2f0e6; } td.best::after { content: " \\2605"; }
 td.tied { background: #f3f3f3; } td.tied::after { content: " ~"; }
-td small { color: #555; font-weight: 400; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; }
-.verdict li { margin: .3rem 0; } .failed { color: #8a1c00; }
-pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-top: 3rem; color: #555; font-size: .9rem; }
+small { color: #555; font-weight: 400; font-size: .85em; }
+table.glance td { text-align: left; vertical-align: top; white-space: normal; min-width: 9rem; } table.glance th { text-align: left; }
+.helps { color: #00507d; } .harms { color: #a33d00; } .unclear { color: #555; }
+figure { margin: 0 0 1.6rem; } img { display: block; } .fit img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
+.failed { color: #a33d00; } ul { padding-left: 1.2rem; } li { margin: .25rem 0; }
+pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-top: 3rem; color: #555; font-size: .85rem; }
+@media (max-width: 45rem) {
+  body { font-size: 15px; } th, td { padding: .3rem .45rem; } th:first-child, td:first-child { max-width: 7rem; overflow-wrap: anywhere; }
+  td small { display: block; } .fit img { max-width: none; width: 46rem; }
+}
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
-{% for line in about %}<p>{{ line }}</p>
+{% for line in about %}<p class="about">{{ line }}</p>
 {% endfor %}
-{% if verdict %}<h2>In short</h2>
-<ul class="verdict">{% for line in verdict %}<li>{{ line }}</li>
-{% endfor %}</ul>{% endif %}
-{% for name, rows in tables %}<h2>{{ name }}</h2>
+{% if headline %}<section class="answer">{% for line in headline %}<p>{{ line }}</p>
+{% endfor %}</section>{% endif %}
+{% if failures %}<p class="failed">{{ failures|length }} kinds of failure left cells out: see <a href="#not-measured">Not measured</a>.</p>{% endif %}
+{% if glance %}<h2>At a glance: the best denoiser, and what it brings</h2>
+<div class="scroll"><table class="glance">
+<thead><tr><th scope="col">measure</th>{% for noise in glance.noises %}<th scope="col">{{ noise }}</th>{% endfor %}</tr></thead>
+<tbody>{% for title, cells in glance.rows %}
+<tr><td>{{ title }}</td>{% for cell in cells %}<td>{% if cell %}<b>{{ cell.best }}</b>{% if cell.tied %} <small>or {{ cell.tied }}</small>{% endif %}{% if cell.effect %}<br><span class="{{ cell.effect }}">{{ cell.sign }} {{ cell.gain }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>
+<p><small><span class="helps">&#9650;</span> better than the noisy image itself, <span class="harms">&#9660;</span> worse, ? cannot be said; by how much, with its interval. "or": not to be told from the best.</small></p>
+{% for line in gentlest %}<p>{{ line }}</p>
+{% endfor %}{% endif %}
+{% if figures %}<h2>Figures</h2>{% endif %}
+{% for figure in figures %}<figure><h3>{{ figure.title }}</h3><div class="scroll fit"><img alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.data }}"></div><figcaption>{{ figure.alt }}</figcaption></figure>
+{% endfor %}
+<h2>All methods</h2>
+<p><small>&#9733; ahead of every other method beyond its interval; ~ cannot be told from the best.</small></p>
+{% for name, rows in tables %}<h3>{{ name }}</h3>
 <div class="scroll"><table>
 <thead><tr>{% for cell in rows[0] %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows[1:] %}
 <tr>{% for cell in row %}{% if loop.first %}<td>{{ cell }}</td>{% else %}<td class="{{ cell.mark }}">{{ cell.value }}{% if cell.more %} <small>{{ cell.more }}</small>{% endif %}</td>{% endif %}{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
 {% endfor %}
-{% for figure in figures %}<figure><h2>{{ figure.title }}</h2><img alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.data }}"><figcaption>{{ figure.alt }}</figcaption></figure>
-{% endfor %}
 <h2>How to read this</h2>
 <ul>{% for line in reading %}<li>{{ line }}</li>
 {% endfor %}</ul>
-{% if failures %}<h2 class="failed">Not measured</h2>
+{% if failures %}<h2 class="failed" id="not-measured">Not measured</h2>
 <ul>{% for line in failures %}<li>{{ line }}</li>
 {% endfor %}</ul>{% endif %}
 <h2>Methods</h2>
@@ -83,7 +106,9 @@ def page(summary: Summary, folder: str | os.PathLike[str], *, command: str = "",
     return template.render(
         title=f"Denoisers on {results.source['name']}",
         about=about(summary),
-        verdict=summary.verdict(),
+        headline=headline(summary),
+        glance=_glance(summary),
+        gentlest=gentlest(summary),
         tables=[(name, [rows[0], *([row[0], *map(_parts, row[1:])] for row in rows[1:])]) for name, rows in tables(summary)],
         figures=_figures(summary, Pictures(folder), crop),
         reading=how_to_read(summary),
@@ -92,6 +117,26 @@ def page(summary: Summary, folder: str | os.PathLike[str], *, command: str = "",
         command=command,
         environment=results.environment,
     )
+
+
+_SIGNS = {"helps": "\u25b2", "harms": "\u25bc", "unclear": "?"}
+
+
+def _glance(summary: Summary) -> dict[str, Any]:
+    """Measures down, conditions across: who is best, and how that stands to the noisy image."""
+    found = {(one.measure.key, one.noise): one for one in findings(summary)}
+    noises = list(dict.fromkeys(noise for _, noise in found))
+    rows = []
+    for measure in summary.results.measures:
+        here = [found.get((measure.key, noise)) for noise in noises]
+        if any(here):
+            rows.append((measure.title, [one and _glanced(one) for one in here]))
+    return {"noises": noises, "rows": rows} if rows else {}
+
+
+def _glanced(one: Finding) -> dict[str, str]:
+    tied = " or ".join(one.tied)
+    return {"best": one.leader.contestant, "tied": tied, "effect": one.effect, "sign": _SIGNS.get(one.effect, ""), "gain": gain(one)}
 
 
 def _parts(cell: str) -> dict[str, str]:

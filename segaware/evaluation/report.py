@@ -20,6 +20,7 @@ from segaware.errors import EvaluationError
 from segaware.evaluation.protocol import Protocol
 from segaware.evaluation.results import Measure, Results, number
 from segaware.evaluation.summary import Entry, Summary, summarise
+from segaware.evaluation.verdict import details, headline
 
 __all__ = [
     "FORMATS", "SCHEMA", "about", "failures", "figures_of", "how_to_read", "markdown", "read_report", "table", "tables",
@@ -146,9 +147,11 @@ def tables(summary: Summary) -> Iterator[tuple[str, list[list[str]]]]:
 def markdown(summary: Summary, *, command: str = "", title: str = "Evaluation") -> str:
     """The report as Markdown: verdict, tables, how to read them, what failed."""
     out = [f"# {title}", "", *about(summary), ""]
-    verdict = summary.verdict()
-    if verdict:
-        out += ["## In short", "", *(f"- {line}" for line in verdict), ""]
+    short, long = headline(summary), details(summary)
+    if short:
+        out += ["## In short", "", " ".join(short), ""]
+    if long:
+        out += [*(f"- {line}" for line in long), ""]
     for name, rows in tables(summary):
         out += [f"## {name}", "", *_grid(rows), ""]
     speed = [(name, summary.results.seconds(c)) for c, name in enumerate(summary.results.names)]
@@ -170,7 +173,7 @@ def terminal(summary: Summary) -> str:
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         out += ["", name, *lines]
-    return "\n".join([*out, "", *summary.verdict()])
+    return "\n".join([*out, "", *details(summary), "", *headline(summary)])
 
 
 def figures_of(summary: Summary) -> dict[str, Any]:

@@ -74,17 +74,6 @@ class Summary:
                 )
         return None
 
-    def verdict(self) -> list[str]:
-        """What a reader wants to know first: does denoising help, and whose."""
-        lines = []
-        for noise in self.results.noises:
-            for measure in self.results.measures:
-                if (measure.major and noise != "clean") or (noise == "clean" and measure.key.startswith("changed")):
-                    line = _sentence(self, measure, noise)
-                    if line:
-                        lines.append(line)
-        return lines
-
 
 def summarise(results: Results, *, seed: int = 0) -> Summary:
     """All figures, intervals, pairwise comparisons and marks. ``seed`` is of the bootstrap."""
@@ -94,20 +83,42 @@ def summarise(results: Results, *, seed: int = 0) -> Summary:
     for measure in results.measures:
         for k, noise in enumerate(results.noises):
             data = [results.data(measure, c, k) for c in range(len(results.names))]
+            spreads = [replicates(one, weights, measure.kind) if np.isfinite(one).all() else None for one in data]
+            look = _Look(measure, noise, k, data, spreads, weights)
             for c, name in enumerate(results.names):
-                entry = _entry(results, measure, noise, name, data[c], weights)
+                entry = _entry(results, look, name, c)
                 if entry is not None:
                     summary.entries[measure.key, noise, name] = entry
-            summary.comparisons[measure.key, noise] = _compare_all(results, measure, k, data, weights)
-            _mark(summary, measure, noise, data, weights)
+            summary.comparisons[measure.key, noise] = _compare_all(results, look)
+            _mark(summary, look)
     return summary
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One measure under one condition: per contestant its images' values, and their replicates if none is missing."""
+
+    measure: Measure
+    noise: str
+    place: int
+    data: list[Any]
+    spreads: list[Any]
+    weights: Any
+
+    def compare(self, a: int, b: int, level: float, block: int, names: tuple[str, str] = ("first", "second")) -> Comparison:
+        one, other = self.spreads[a], self.spreads[b]
+        known = None if one is None or other is None else (one, other)
+        return compare(
+            self.data[a], self.data[b], self.weights, kind=self.measure.kind, level=level, block=block, names=names, known=known
+        )
 
 
 def _figure(data: Any, kind: str) -> float:
     return float(statistic(data.mean(0) if kind == "mean" else data.sum(0), kind))
 
 
-def _entry(results: Results, measure: Measure, noise: str, name: str, data: Any, weights: Any) -> Entry | None:
+def _entry(results: Results, look: _Look, name: str, c: int) -> Entry | None:
+    measure, data, spread = look.measure, look.data[c], look.spreads[c]
     known = ~np.isnan(data).any(tuple(range(1, data.ndim)))
     if not known.any():
         return None
@@ -116,10 +127,12 @@ def _entry(results: Results, measure: Measure, noise: str, name: str, data: Any,
     low = high = math.nan
     if np.isfinite(here).all():
         units = -(-len(here) // results.block)
-        low, high = interval(value, replicates(here, weights[:, known], measure.kind), level=results.protocol.level, units=units)
+        if spread is None:
+            spread = replicates(here, look.weights[:, known], measure.kind)
+        low, high = interval(value, spread, level=results.protocol.level, units=units)
     low, high = _bounded(measure, value, low, high)
     classes = tuple(float(v) for v in iou(here.sum(0))) if measure.kind == "iou" else ()
-    return Entry(measure.key, noise, name, value, low, high, int(known.sum()), int((~known).sum()), per_class=classes)
+    return Entry(measure.key, look.noise, name, value, low, high, int(known.sum()), int((~known).sum()), per_class=classes)
 
 
 def _bounded(measure: Measure, value: float, low: float, high: float) -> tuple[float, float]:
@@ -127,16 +140,14 @@ def _bounded(measure: Measure, value: float, low: float, high: float) -> tuple[f
     return (max(0.0, low), min(1.0, high)) if measure.kind != "mean" and not math.isnan(low) else (low, high)
 
 
-def _compare_all(results: Results, measure: Measure, k: int, data: list[Any], weights: Any) -> list[Comparison]:
+def _compare_all(results: Results, look: _Look) -> list[Comparison]:
     found = []
     names = results.names
     for a in range(len(names)):
         for b in range(a):
-            one = compare(
-                data[a], data[b], weights, kind=measure.kind, level=results.protocol.level, block=results.block, names=(names[a], names[b])
-            )
+            one = look.compare(a, b, results.protocol.level, results.block, (names[a], names[b]))
             if one.n:
-                found.append(dataclasses.replace(one, p_draws=_over_draws(results, measure, k, a, b)))
+                found.append(dataclasses.replace(one, p_draws=_over_draws(results, look.measure, look.place, a, b)))
     return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
@@ -155,9 +166,9 @@ def _over_draws(results: Results, measure: Measure, k: int, a: int, b: int) -> f
         return None
 
 
-def _mark(summary: Summary, measure: Measure, noise: str, data: list[Any], weights: Any) -> None:
+def _mark(summary: Summary, look: _Look) -> None:
     """The leader is best only if it beats each other one; else all that it cannot be told from are tied with it."""
-    results = summary.results
+    results, measure, noise = summary.results, look.measure, look.noise
     here = [(c, summary.entries[measure.key, noise, name]) for c, name in enumerate(results.names) if (measure.key, noise, name) in summary.entries]
     here = [(c, entry) for c, entry in here if math.isfinite(entry.value) and not (noise == "clean" and entry.contestant == "noisy")]
     if len(here) < 2:
@@ -168,7 +179,7 @@ def _mark(summary: Summary, measure: Measure, noise: str, data: list[Any], weigh
     for c, entry in here:
         if c == lead:
             continue
-        gap = compare(data[lead], data[c], weights, kind=measure.kind, level=level, block=results.block)
+        gap = look.compare(lead, c, level, results.block)
         if math.isnan(gap.low):
             return  # too few images for any interval
         if not (gap.low > 0 if measure.better > 0 else gap.high < 0):
@@ -176,28 +187,3 @@ def _mark(summary: Summary, measure: Measure, noise: str, data: list[Any], weigh
     marks = [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]
     for entry, mark in marks:
         summary.entries[measure.key, noise, entry.contestant] = dataclasses.replace(entry, mark=mark)
-
-
-def _sentence(summary: Summary, measure: Measure, noise: str) -> str:
-    entries = [e for (m, n, _), e in summary.entries.items() if m == measure.key and n == noise and e.contestant != "noisy"]
-    entries = [e for e in entries if math.isfinite(e.value)]
-    if not entries:
-        return ""
-    what = f"{noise}, {measure.title}: "
-    if noise == "clean":
-        best = min(entries, key=lambda e: e.value)
-        return f"On clean input the gentlest by {measure.judge} is {best.contestant}: {measure.text(best.value)} % of the pixels change class."
-    leader = max(entries, key=lambda e: measure.better * e.value)
-    others = [e.contestant for e in entries if e.mark == "tied" and e is not leader]
-    text = f"{leader.contestant} {measure.text(leader.value)}"
-    if leader.mark == "best":
-        text += ", ahead of all others"
-    elif others:
-        text += f", not to be told from {', '.join(others)}"
-    gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
-    if gap is not None and not math.isnan(gap.low):
-        helps = gap.low > 0 if measure.better > 0 else gap.high < 0
-        harms = gap.high < 0 if measure.better > 0 else gap.low > 0
-        word = "denoising helps" if helps else "denoising does harm" if harms else "whether denoising helps cannot be said"
-        text += f"; {word} ({measure.text(gap.difference, signed=True)} [{measure.text(gap.low, signed=True)}, {measure.text(gap.high, signed=True)}] against noisy)"
-    return what + text + "."

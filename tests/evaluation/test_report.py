@@ -15,6 +15,7 @@ from segaware.evaluation.results import Measure, Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import open_source
 from segaware.evaluation.summary import summarise
+from segaware.evaluation.verdict import details
 
 RGB = ("red", "green", "blue")
 
@@ -78,11 +79,11 @@ class TestMarks:
         assert marks(made({"a": [30.0, 31, 32], "b": [30.0, 31, 35]}))["b"] == "tied"
 
 
-def test_verdict_says_whether_denoising_helps():
+def test_details_say_whether_denoising_helps():
     base = TestMarks.base
-    lines = summarise(made({"noisy": base, "a": base + 3})).verdict()
+    lines = details(summarise(made({"noisy": base, "a": base + 3})))
     assert "denoising helps (+3.00 [+3.00, +3.00] against noisy)" in lines[0]
-    lines = summarise(made({"noisy": base, "a": base - 3 + TestMarks.small})).verdict()
+    lines = details(summarise(made({"noisy": base, "a": base - 3 + TestMarks.small})))
     assert "denoising does harm" in lines[0]
 
 

@@ -1,0 +1,225 @@
+"""What a reader wants to know first, in words: which denoiser, and whether denoising helps at all.
+
+Built from a summary's intervals: nothing is called better that an interval does not set apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segaware.evaluation.results import Measure
+from segaware.evaluation.significance import Comparison
+from segaware.evaluation.summary import Entry, Summary
+
+__all__ = ["Finding", "details", "finding", "findings", "gain", "gentlest", "headline", "short_title"]
+
+#: How the leader stands to the noisy image it was given.
+HELPS, HARMS, UNCLEAR = "helps", "harms", "unclear"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measure under one condition.
+
+    Args:
+        leader: the denoiser with the best value.
+        alone: whether it is ahead of every other method beyond its interval.
+        tied: other denoisers that cannot be told from it.
+        gap: leader minus the noisy image; None where that was not measured.
+        effect: "helps", "harms" or "unclear", by the interval of ``gap``; "" without one.
+    """
+
+    measure: Measure
+    noise: str
+    leader: Entry
+    alone: bool
+    tied: tuple[str, ...]
+    gap: Comparison | None
+    effect: str
+
+    @property
+    def good(self) -> tuple[str, ...]:
+        """All that may be the best, the leader first."""
+        return (self.leader.contestant, *self.tied)
+
+
+def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
+    """The finding of one cell of the verdict; None if no denoiser has a value there."""
+    names = [name for name in summary.results.names if name != "noisy"]
+    found = [entry for name in names if (entry := summary.entry(measure.key, noise, name)) and math.isfinite(entry.value)]
+    if not found:
+        return None
+    leader = max(found, key=lambda entry: measure.better * entry.value)
+    tied = tuple(e.contestant for e in found if leader.mark == e.mark == "tied" and e is not leader)
+    gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
+    effect = ""
+    if gap is not None and not math.isnan(gap.low):
+        worse, better = (gap.low, gap.high) if measure.better > 0 else (-gap.high, -gap.low)
+        effect = HELPS if worse > 0 else HARMS if better < 0 else UNCLEAR
+    return Finding(measure, noise, leader, leader.mark == "best", tied, gap, effect)
+
+
+def findings(summary: Summary, measures: Sequence[Measure] | None = None) -> list[Finding]:
+    """Of the measures that tables show, under every noise, in their order."""
+    chosen = [m for m in summary.results.measures if m.major] if measures is None else measures
+    noises = [noise for noise in summary.results.noises if noise != "clean"]
+    return [one for m in chosen for noise in noises if (one := finding(summary, m, noise)) is not None]
+
+
+def headline(summary: Summary) -> list[str]:
+    """A few sentences: whether denoising helps, and which denoiser to take, by judges if there are any.
+
+    Of judges what counts is mIoU, or consistency without labels; without judges, the first metric.
+    """
+    results = summary.results
+    kind = "miou" if results.labelled else "consistency"
+    deciding = [m for m in results.measures if m.key.startswith(f"{kind}:")] or results.measures[:1]
+    found = findings(summary, deciding)
+    if not found:
+        return []
+    return [_help(found), _which(found, [name for name in results.names if name != "noisy"]), *_against_fidelity(summary, found)]
+
+
+def details(summary: Summary) -> list[str]:
+    """A sentence for every condition and measure that tables show, and one a judge on clean input."""
+    order = {noise: place for place, noise in enumerate(summary.results.noises)}
+    found = sorted(findings(summary), key=lambda one: order[one.noise])
+    return [*map(_detail, found), *gentlest(summary)]
+
+
+def gentlest(summary: Summary) -> list[str]:
+    """Per judge, the denoiser that changes least of what it sees in clean images."""
+    lines = []
+    for measure in summary.results.measures:
+        if measure.key.startswith("changed:") and "clean" in summary.results.noises:
+            one = finding(summary, measure, "clean")
+            if one is not None:
+                share = measure.text(one.leader.value)
+                lines.append(f"On clean input the gentlest by {measure.judge} is {one.leader.contestant}: {share} % of the pixels change class.")
+    return lines
+
+
+def _detail(one: Finding) -> str:
+    text = f"{one.noise}, {one.measure.title}: {one.leader.contestant} {one.measure.text(one.leader.value)}"
+    if one.alone:
+        text += ", ahead of all others"
+    elif one.tied:
+        text += f", not to be told from {', '.join(one.tied)}"
+    words = {HELPS: "denoising helps", HARMS: "denoising does harm", UNCLEAR: "whether denoising helps cannot be said"}
+    return f"{text}; {words[one.effect]} ({gain(one)} against noisy)." if one.effect else f"{text}."
+
+
+def gain(one: Finding) -> str:
+    """Leader minus noisy with its interval; "" where there is none."""
+    if one.gap is None:
+        return ""
+    parts = [one.measure.text(v, signed=True) for v in (one.gap.difference, one.gap.low, one.gap.high)]
+    return parts[0] if math.isnan(one.gap.low) else f"{parts[0]} [{parts[1]}, {parts[2]}]"
+
+
+def short_title(measure: Measure) -> str:
+    """What is measured, in as few words as a sentence takes."""
+    names = {"miou": "mIoU", "consistency": "consistency", "psnr": "PSNR", "ssim": "SSIM", "niqe": "NIQE"}
+    kind = measure.key.partition(":")[0]
+    return names.get(kind, kind)
+
+
+def _unit(measure: Measure) -> str:
+    if measure.percent:
+        return f" points of {short_title(measure)}"
+    return " dB" if measure.key == "psnr" else f" {short_title(measure)}"
+
+
+def _for(found: Sequence[Finding]) -> str:
+    """Whom the findings are about: "the judge X", "both judges", "PSNR"."""
+    judges = list(dict.fromkeys(one.measure.judge for one in found))
+    if judges == [""]:
+        return short_title(found[0].measure)
+    return f"the judge {judges[0]}" if len(judges) == 1 else f"{'both' if len(judges) == 2 else f'all {len(judges)}'} judges"
+
+
+def _where(found: Sequence[Finding], everything: Sequence[Finding]) -> str:
+    """The conditions of ``found``, a judge at a time, without what goes without saying."""
+    judges = list(dict.fromkeys(one.measure.judge for one in everything))
+    noises = list(dict.fromkeys(one.noise for one in everything))
+    groups: dict[str, list[str]] = {}
+    for one in found:
+        groups.setdefault(one.measure.judge, []).append(one.noise)
+    parts = []
+    for judge, here in groups.items():
+        which = "" if here == noises else f" at {_list(here)}"
+        parts.append(f"for {judge}{which}" if len(judges) > 1 else which.strip() or "at every level")
+    return _list(parts, "; ")
+
+
+def _help(found: list[Finding]) -> str:
+    whom, first = _for(found), found[0].measure
+    known = [one for one in found if one.effect]
+    levels = len({one.noise for one in found})
+    at = "" if levels == 1 else " at both noise levels" if levels == 2 else f" at all {levels} noise levels"
+    if not known:
+        return "Too few images to say whether denoising helps: there are no intervals."
+    groups = {effect: [one for one in known if one.effect == effect] for effect in (HELPS, HARMS, UNCLEAR)}
+    if len(groups[HELPS]) == len(found):
+        gaps = sorted(abs(one.gap.difference) for one in found if one.gap is not None)
+        low, high = (first.text(gaps[0]), first.text(gaps[-1]))
+        amount = f"+{low}" if low == high else f"+{low} to +{high}"
+        if first.better < 0:
+            amount = amount.replace("+", "-")
+        if len(found) == 1:
+            amount = gain(found[0])
+        return f"Denoising helps: for {whom}{at} the best denoiser is ahead of the noisy image ({amount}{_unit(first)})."
+    if len(groups[HARMS]) == len(found):
+        return f"Denoising does harm: for {whom}{at} even the best denoiser is behind the noisy image itself. Leave the image as it is."
+    says = {HELPS: "helps", HARMS: "does harm", UNCLEAR: "makes no difference that can be told from chance"}
+    parts = [f"{says[effect]} {_where(group, found)}" for effect, group in groups.items() if group]
+    return f"Denoising {', '.join(parts)}."
+
+
+def _which(found: list[Finding], names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} is the only denoiser here; add others with --model to compare."
+    helped = [one for one in found if one.effect in (HELPS, "")]
+    whom = f"for {_for(found)}" + (" throughout" if len(found) > 1 else "")
+    if helped and len(helped) < len(found):
+        take, whom = "Where denoising helps, take", "there"
+    else:
+        take = "Take" if helped else "Of the denoisers"
+    helped = helped or found
+    common = [name for name in names if all(name in one.good for one in helped)]
+    if not common:
+        groups: dict[str, list[Finding]] = {}
+        for one in helped:
+            groups.setdefault(" or ".join(one.good), []).append(one)
+        parts = [f"{who} {_where(group, found)}" for who, group in groups.items()]
+        return f"No denoiser is best throughout. {take} {'; '.join(parts)}."
+    best = max(common, key=Counter(one.leader.contestant for one in helped).__getitem__)
+    if all(one.alone for one in helped):
+        return f"{take} {best}: {whom} it is ahead of every other method."
+    if not any(one.leader.mark for one in helped):
+        return f"{best} has the best figures {whom}, but there are no intervals: more images are needed to tell."
+    rivals = [name for name in common if name != best]
+    if rivals:
+        return f"{take} {best}, or {' or '.join(rivals)}: {whom} nothing is measurably better, and these cannot be told apart."
+    return f"{take} {best}: {whom} nothing is measurably better."
+
+
+def _against_fidelity(summary: Summary, found: list[Finding]) -> list[str]:
+    """Where the machine's choice is not the one that is nearest to the clean image."""
+    psnr = next((m for m in summary.results.measures if m.key == "psnr"), None)
+    if psnr is None or not found[0].measure.judge:
+        return []
+    parts = []
+    for noise in dict.fromkeys(one.noise for one in found):
+        near = finding(summary, psnr, noise)
+        here = [one for one in found if one.noise == noise]
+        if near is not None and not any(set(near.good) & set(one.good) for one in here):
+            parts.append(f"{' or '.join(near.good)} ({psnr.text(near.leader.value)} dB) at {noise}")
+    return [f"The nearest to the clean image in PSNR is another: {'; '.join(parts)}."] if parts else []
+
+
+def _list(parts: Sequence[str], comma: str = ", ") -> str:
+    return comma.join(parts) if len(parts) < 2 or comma != ", " else f"{', '.join(parts[:-1])} and {parts[-1]}"

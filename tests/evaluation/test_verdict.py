@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+
+from segaware.evaluation.protocol import Noise, Protocol
+from segaware.evaluation.results import Results
+from segaware.evaluation.summary import summarise
+from segaware.evaluation.verdict import details, findings, headline
+
+N = 12
+BASE = np.random.default_rng(0).uniform(0.3, 0.5, N)
+JITTER = np.random.default_rng(1).normal(0, 0.002, (9, N))
+
+
+def made(shares, psnr=None, judges=("eye",), labelled=True, images=N, sigmas=(25,)):
+    """``shares[judge][sigma][method]``: how much of each image the judge gets right, added to a base; or one number for all judges."""
+    methods = list(next(iter(next(iter(shares.values())).values())))
+    results = Results(
+        Protocol(noises=tuple(Noise(sigma=s) for s in sigmas), metrics=("psnr",), harm=False), {"name": "made", "classes": ["a", "b"] if labelled else None},
+        [f"i{k:02}" for k in range(images)], [{"name": name, "kind": ""} for name in methods],
+        [{"name": judge, "key": judge, "class_names": ["a", "b"]} for judge in judges],
+    )  # fmt: skip
+    for sigma in sigmas:
+        for m, method in enumerate(methods):
+            for k in range(images):
+                matrices = {}
+                for judge in judges:
+                    right = round(1000 * (BASE[k] + shares[judge][sigma][method] + JITTER[m, k]))
+                    matrix = [[right, 1000 - right], [1000 - right, right]]
+                    matrices[judge] = {"clean": matrix} | ({"labels": matrix} if labelled else {})
+                row = {"image": f"i{k:02}", "contestant": method, "noise": f"sigma {sigma}", "draw": 0, "judges": matrices}
+                results.add(row | {"values": {"psnr": 20 + 10 * BASE[k] + (psnr or {}).get(method, 0) + JITTER[m, k]}})
+    return summarise(results)
+
+
+def test_one_is_ahead_and_helps():
+    text = headline(made({"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}))
+    assert text[0].startswith("Denoising helps: for the judge eye the best denoiser is ahead of the noisy image (+")
+    assert text[0].endswith("] points of mIoU).")
+    assert text[1] == "Take a: for the judge eye it is ahead of every other method."
+
+
+def test_two_that_cannot_be_told_apart():
+    text = headline(made({"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.2, "c": 0.1}}}))
+    assert text[1] in {
+        f"Take {one}, or {other}: for the judge eye nothing is measurably better, and these cannot be told apart."
+        for one, other in ("ab", "ba")
+    }
+
+
+def test_levels_and_judges_that_differ():
+    same = {"noisy": 0, "a": 0.2, "b": 0.1}
+    other = {"noisy": 0, "a": 0.1, "b": 0.2}
+    both = made({"eye": {15: same, 50: other}, "lens": {15: same, 50: same}}, judges=("eye", "lens"), sigmas=(15, 50))
+    text = headline(both)
+    assert text[0].startswith("Denoising helps: for both judges at both noise levels the best denoiser is ahead")
+    assert text[1] == "No denoiser is best throughout. Take a for eye at sigma 15; for lens; b for eye at sigma 50."
+
+
+def test_harm_is_said():
+    text = headline(made({"eye": {25: {"noisy": 0.2, "a": 0, "b": 0.1}}}))
+    assert "Denoising does harm" in text[0] and "Leave the image as it is" in text[0]
+
+
+def test_help_at_one_level_and_harm_at_another():
+    help_, harm = {"noisy": 0, "a": 0.2, "b": 0.1}, {"noisy": 0.2, "a": 0.1, "b": 0}
+    text = headline(made({"eye": {15: harm, 50: help_}}, sigmas=(15, 50)))
+    assert text[0] == "Denoising helps at sigma 50, does harm at sigma 15."
+    assert text[1] == "Where denoising helps, take a: there it is ahead of every other method."
+
+
+def test_chance_is_called_chance():
+    text = headline(made({"eye": {25: {"noisy": 0, "a": 0, "b": 0}}}))
+    assert "makes no difference that can be told from chance" in text[0]
+
+
+def test_the_nearest_to_clean_may_be_another():
+    shares = {"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}
+    assert len(headline(made(shares, psnr={"a": 5, "b": 3}))) == 2
+    text = headline(made(shares, psnr={"a": 3, "b": 5}))
+    assert text[2].startswith("The nearest to the clean image in PSNR is another: b (") and "at sigma 25" in text[2]
+
+
+def test_without_labels_consistency_decides_and_without_judges_psnr():
+    shares = {"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}
+    assert "points of consistency" in headline(made(shares, labelled=False))[0]
+    text = headline(made({"": {25: {"noisy": 0, "a": 0, "b": 0}}}, psnr={"a": 5, "b": 3}, judges=()))
+    assert "for PSNR the best denoiser" in text[0] and " dB)" in text[0] and text[1].startswith("Take a: for PSNR")
+
+
+def test_one_image_says_nothing_of_chance():
+    text = headline(made({"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}, images=1))
+    assert "Too few images" in text[0] and "no intervals" in text[1]
+    assert [one.effect for one in findings(made({"eye": {25: {"noisy": 0, "a": 0.2}}}, images=1))] == ["", "", ""]
+
+
+def test_the_only_denoiser():
+    assert "only denoiser here" in headline(made({"eye": {25: {"noisy": 0, "a": 0.2}}}))[1]
+
+
+def test_details_name_each_measure():
+    lines = details(made({"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}, psnr={"a": 5}))
+    assert [line.partition(":")[0] for line in lines] == [
+        "sigma 25, PSNR (dB)", "sigma 25, mIoU (%) by eye", "sigma 25, consistency (%) by eye",
+    ]  # fmt: skip
+    assert all("a " in line and "ahead of all others; denoising helps (+" in line for line in lines)
+
+
+def test_nothing_was_measured():
+    results = Results(Protocol(metrics=("psnr",)), {"name": "x"}, ["i"], [{"name": "noisy", "kind": ""}], [])
+    assert headline(summarise(results)) == [] and details(summarise(results)) == []
+
+
+@pytest.mark.parametrize("less", [True, False])
+def test_less_is_better_for_niqe(less):
+    results = Results(
+        Protocol(metrics=("niqe",)), {"name": "x"}, [f"i{k}" for k in range(N)],
+        [{"name": name, "kind": ""} for name in ("noisy", "a", "b")], [],
+    )  # fmt: skip
+    for m, method in enumerate(("noisy", "a", "b")):
+        for k in range(N):
+            value = 10 + BASE[k] - (m if less else -m) + JITTER[m, k]
+            results.add({"image": f"i{k}", "contestant": method, "noise": "sigma 25", "draw": 0, "values": {"niqe": value}})
+    text = headline(summarise(results))
+    assert ("Denoising helps" in text[0] and "(-2.00 [" in text[0] and "Take b" in text[1]) if less else "does harm" in text[0]
