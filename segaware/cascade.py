@@ -114,6 +114,15 @@ class SDB(nn.Module, Pretrained):
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         return self.step(noisy, sigma=sigma).image
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of the segmenter, or None."""
+        return getattr(self.segmenter, "class_names", None)
+
+    def stages(self, noisy: Tensor, sigma: Sigma | None = None) -> Iterator[Stage]:
+        """``(logits, image)`` of this one block, as :meth:`SDABN.stages` gives them of several."""
+        yield self.step(noisy, sigma=sigma)
+
     def step(self, noisy: Tensor, previous: Tensor | None = None, sigma: Sigma | None = None, *, name: str = "SDB") -> Stage:
         """One block of the recurrence.
 

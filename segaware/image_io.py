@@ -25,7 +25,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from segaware.errors import ImageError
 
-__all__ = ["EXTENSIONS", "Image", "from_pil", "read", "target_format", "to_pil", "write"]
+__all__ = ["EXTENSIONS", "Image", "beside", "from_pil", "read", "target_format", "to_pil", "write"]
 
 #: File name endings that are read and written, and the format each stands for.
 EXTENSIONS = {
@@ -225,7 +225,7 @@ def write(path: str | os.PathLike[str], image: Image) -> Path:
         if image.icc_profile and not (kind == "WEBP" and image.mode.startswith("L")):  # a gray profile does not fit RGB
             options["icc_profile"] = image.icc_profile
     try:
-        with _beside(path) as file:
+        with beside(path) as file:
             picture.save(file, format=kind, **options)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({_words(error)}); check free space and permissions") from error
@@ -235,7 +235,7 @@ def write(path: str | os.PathLike[str], image: Image) -> Path:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Any]:
+def beside(path: Path) -> Iterator[Any]:
     """A temporary file that takes the place of ``path`` at the end, and is gone after an error."""
     place = Path(os.path.realpath(path))  # a link keeps pointing to the new content
     partial = place.with_name(f".{place.stem[:40]}.{secrets.token_hex(4)}.partial")

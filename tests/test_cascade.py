@@ -224,6 +224,19 @@ def test_saves_and_loads(tmp_path, noisy):
     assert json.loads(json.dumps(net.config)) == json.loads(json.dumps(again.config))
 
 
+def test_half_precision_weights_give_every_length(tmp_path, noisy):
+    net, folder = saved(tmp_path, blocks=3)
+    half = write_entry(tmp_path / "half", net, dtype=torch.float16)
+    sizes = [(f / "model.safetensors").stat().st_size for f in (half, folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    again = from_pretrained(half)
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    with torch.no_grad():
+        for n in (1, 2, 3):
+            torch.testing.assert_close(again.first(n)(noisy), net.first(n)(noisy), rtol=1e-2, atol=1e-2)
+            assert len(list(again.first(n).stages(noisy))) == n
+
+
 def test_a_block_and_an_adapter_save_and_load(tmp_path, noisy):
     torch.manual_seed(0)
     net = SDB(HRNetSegmenter(**SEGMENTER), IgnoreCondition(DnCNN(depth=2, width=4))).eval()

@@ -83,6 +83,10 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--compare", metavar="FILE", type=_PATH, help="Also write noisy | denoised side by side.")
 @click.option("--reference", metavar="CLEAN", type=_PATH, help="Print PSNR against this clean image, before and after.")
+@click.option(
+    "--save-segmentation", "segmentation", metavar="DIR", type=_PATH,
+    help="Also write the classes of each pixel into DIR, as PNGs with a palette; for models that segment.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist (else: refused; in folders skipped).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def denoise(
@@ -96,6 +100,7 @@ def denoise(
     precision: str,
     compare: Path | None,
     reference: Path | None,
+    segmentation: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -106,7 +111,7 @@ def denoise(
     """
     _check_sigma(sigma)
     from segaware import image_io
-    from segaware.inference.files import plan
+    from segaware.inference.files import plan, plan_segmentation
 
     jobs = plan(source, target, overwrite=overwrite)
     single = not source.is_dir()
@@ -116,11 +121,15 @@ def denoise(
         _check_compare(compare, [jobs[0].source, jobs[0].target, *([reference] if reference else [])], overwrite)
     if reference is not None and reference.exists() and jobs[0].target.exists() and reference.samefile(jobs[0].target):
         raise click.UsageError(f"--reference {reference} is also the output, which would replace it; choose another output")
+    if segmentation is not None:
+        taken = [path for path in (compare, reference) if path is not None]
+        jobs = plan_segmentation(jobs, source, segmentation, taken=taken, overwrite=overwrite)
     clean = image_io.read(reference) if reference is not None else None
 
     from segaware.inference.engine import DEFAULT_MODEL, Engine
+    from segaware.inference.segmentation import SegmentingEngine
 
-    engine = Engine(model or DEFAULT_MODEL, keep=keep, tile=tile, precision=precision, device=device)
+    engine = (Engine if segmentation is None else SegmentingEngine)(model or DEFAULT_MODEL, keep=keep, tile=tile, precision=precision, device=device)
     _check_model_sigma(engine, sigma)
     level = sigma / 255 if isinstance(sigma, float) else sigma
     outcomes = _run(jobs, engine, level, single, overwrite, compare, clean)
@@ -225,6 +234,8 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "seconds": round(outcome.seconds, 3),
     }
+    if outcome.job.segmentation is not None:
+        record["segmentation"] = str(outcome.job.segmentation)
     if outcome.error:
         record["error"] = outcome.error
     if outcome.sigma is not None:

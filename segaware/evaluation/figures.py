@@ -1,6 +1,6 @@
 """Figures from a report's rows and kept pictures; no model runs here. matplotlib is loaded when used.
 
-Methods differ in colour, marker and dash; colours are Okabe and Ito's, class colours Tol's: people
+Methods differ in colour, marker and dash; colours are Okabe and Ito's, class colours (:mod:`segaware.class_maps`) Tol's: people
 who see few colours can tell them apart, and errors are shown as light against dark.
 """
 
@@ -12,23 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from segaware.class_maps import class_colours
 from segaware.errors import EvaluationError
 from segaware.evaluation.pictures import Pictures
 from segaware.evaluation.results import Measure
 from segaware.evaluation.summary import Summary
 from segaware.task_metrics import IGNORE
 
-__all__ = ["class_colours", "fidelity_task", "levels", "png", "strip"]
+__all__ = ["fidelity_task", "levels", "png", "strip"]
 
 # Okabe and Ito 2008, black last; the yellow is too light for lines on white
 _METHODS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = "osD^vPXhp*"
 _DASHES = ("-", "--", "-.", ":")
-# Tol's "muted", then "bright" and "vibrant" where they differ
-_CLASSES = (
-    "#88CCEE", "#CC6677", "#332288", "#DDDDDD", "#DDCC77", "#117733", "#EE7733", "#882255", "#44AA99", "#AA4499",
-    "#999933", "#0077BB", "#CC3311", "#33BBEE", "#EE3377", "#BBBBBB", "#228833", "#CCBB44", "#4477AA", "#AA3377", "#66CCEE",
-)  # fmt: skip
 _VOID = (1.0, 1.0, 1.0)
 
 
@@ -54,16 +50,6 @@ def png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def class_colours(count: int) -> np.ndarray:
-    """``(count, 3)`` colours in [0, 1]; beyond those of the palette, hues that differ in lightness too."""
-    import colorsys
-
-    found = [tuple(int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)) for code in _CLASSES[:count]]
-    for index in range(len(found), count):
-        found.append(colorsys.hls_to_rgb(index * 0.618 % 1, (0.35, 0.55, 0.75)[index % 3], 0.6))
-    return np.array(found)
 
 
 def _style(index: int) -> dict[str, Any]:

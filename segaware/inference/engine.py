@@ -248,7 +248,7 @@ class Engine:
             if level.shape[2:] == (1, 1):
                 level = level.flatten()  # one number per image, a form that every denoiser takes
         try:
-            clean = self._module(noisy) if level is None else self._module(noisy, level)
+            clean = self._forward(noisy, level)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
                 raise InputError(
@@ -264,6 +264,10 @@ class Engine:
             clean = torch.lerp(clean.to(noisy), noisy, keep.to(noisy).repeat_interleave(noisy.shape[0] // keep.shape[0], dim=0))
         rows, columns = tile.core.within(tile.window).slices
         return clean[:, :, rows, columns]
+
+    def _forward(self, noisy: Tensor, level: Tensor | None) -> Any:
+        """The model's image for one window, on its device."""
+        return self._module(noisy) if level is None else self._module(noisy, level)
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:

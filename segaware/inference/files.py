@@ -5,8 +5,10 @@ Everything that can be said of the names is said before a model is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from segaware.errors import ImageError, InputError, SegawareError
 if TYPE_CHECKING:
     from segaware.inference.engine import Engine, Progress
 
-__all__ = ["Job", "Outcome", "denoise_file", "plan", "run_job", "side_by_side"]
+__all__ = ["Job", "Outcome", "denoise_file", "plan", "plan_segmentation", "run_job", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Job:
 
     source: Path
     target: Path
+    #: Where the map of its classes goes, or None.
+    segmentation: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,44 @@ def _plan_folder(source: Path, target: Path) -> list[Job]:
     return jobs
 
 
+def plan_segmentation(
+    jobs: Sequence[Job], source: str | os.PathLike[str], folder: str | os.PathLike[str], *, taken: Sequence[Path] = (), overwrite: bool = False
+) -> list[Job]:
+    """The jobs with a place for the map of classes of each: ``folder/NAME.png``, mirrored as the images are.
+
+    Args:
+        jobs, source, overwrite: of :func:`plan`.
+        folder: made when needed.
+        taken: files that no map may replace, beside the inputs and outputs.
+
+    Raises:
+        InputError: a folder that is none or lies among the inputs, two maps of one name, or a map in the
+            place of an input, an output or what is ``taken``, or (for one image) of an existing file.
+    """
+    source, folder = Path(source), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the segmentation")
+    if source.is_dir() and source.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise InputError(f"{folder}: the folder for the segmentation lies in the input folder {source}; choose one outside of it")
+    made = []
+    for job in jobs:
+        below = job.source.relative_to(source) if source.is_dir() else Path(job.source.name)
+        made.append(dataclasses.replace(job, segmentation=folder / below.with_suffix(".png")))
+    used = {path.resolve(): path for job in jobs for path in (job.source, job.target)} | {path.resolve(): path for path in taken}
+    seen: dict[Path, Path] = {}
+    for job in made:
+        assert job.segmentation is not None
+        place = job.segmentation.resolve()
+        if place in used:
+            raise InputError(f"{job.segmentation}: the segmentation would replace {used[place]}; choose another folder for it")
+        if place in seen:
+            raise InputError(f"{job.segmentation}: would be the segmentation of both {seen[place]} and {job.source}; rename one of them")
+        seen[place] = job.source
+    if not source.is_dir() and made[0].segmentation.exists() and not overwrite:  # type: ignore[union-attr]
+        raise InputError(f"{made[0].segmentation}: exists already; choose another folder, or allow it with --overwrite")
+    return made
+
+
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
 
@@ -120,10 +162,10 @@ def run_job(
     progress: Progress | None = None,
 ) -> Outcome:
     """:func:`denoise_file`, with the failure of this file, whatever it is, as part of the outcome."""
-    if job.target.exists() and not overwrite:
+    if not overwrite and not any(_missing(job)):
         return Outcome(job, "skipped")
     try:
-        return denoise_file(job, engine, sigma, compare=compare, reference=reference, progress=progress)
+        return denoise_file(job, engine, sigma, overwrite=overwrite, compare=compare, reference=reference, progress=progress)
     except SegawareError as error:
         return Outcome(job, "failed", str(error))
     except Exception as error:  # one odd file must not end a night's run
@@ -135,6 +177,7 @@ def denoise_file(
     engine: Engine,
     sigma: float | str | None = None,
     *,
+    overwrite: bool = True,
     compare: Path | None = None,
     reference: image_io.Image | None = None,
     progress: Progress | None = None,
@@ -142,6 +185,8 @@ def denoise_file(
     """Read, denoise, write; ``sigma`` on the [0, 1] scale, or "auto".
 
     Args:
+        engine: where the job has a place for a segmentation, one that segments.
+        overwrite: else only what is not there yet is written.
         compare: where to write noisy | denoised side by side.
         reference: the clean picture, to measure against.
 
@@ -161,19 +206,41 @@ def denoise_file(
         sigma = estimated = min(1.0, estimate_picture(noisy.pixels))
         looks = ", which looks clean" if estimated < CLEAN_LOOKING else ""
         notices = (*notices, f"noise level {estimated * 255:.1f}{looks}")
-    clean = engine(noisy, sigma, progress=progress)
+    classes: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    if job.segmentation is None:
+        clean = engine(noisy, sigma, progress=progress)
+    else:
+        from segaware.inference.segmentation import SegmentingEngine
+
+        assert isinstance(engine, SegmentingEngine)
+        clean, classes, names = engine.segment(noisy, sigma, progress=progress)
     psnr = None if reference is None else (_psnr(noisy, reference), _psnr(clean, reference))
-    for path, picture in ((job.target, clean), (compare, None)):
-        if path is None:
-            continue
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(
-                f"{path.parent}: cannot make this folder ({error.strerror}); choose another output"
-            ) from error
-        image_io.write(path, picture or side_by_side(noisy, clean))
+    image_missing, map_missing = (True, True) if overwrite else _missing(job)
+    if image_missing:
+        _folder_of(job.target)
+        image_io.write(job.target, clean)
+    if compare is not None:
+        _folder_of(compare)
+        image_io.write(compare, side_by_side(noisy, clean))
+    if classes is not None and job.segmentation is not None and map_missing:
+        from segaware.class_maps import write_class_map
+
+        _folder_of(job.segmentation)
+        write_class_map(job.segmentation, classes, names)
     return Outcome(job, "done", None, notices, psnr, time.monotonic() - start, estimated)
+
+
+def _missing(job: Job) -> tuple[bool, bool]:
+    """Whether the image, and the map where there is to be one, are not there yet."""
+    return not job.target.exists(), job.segmentation is not None and not job.segmentation.exists()
+
+
+def _folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{path.parent}: cannot make this folder ({error.strerror}); choose another output") from error
 
 
 def side_by_side(left: image_io.Image, right: image_io.Image) -> image_io.Image:

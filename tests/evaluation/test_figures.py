@@ -3,6 +3,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from segaware.class_maps import class_colours  # noqa: E402
 from segaware.evaluation import figures  # noqa: E402
 from segaware.evaluation.pictures import Pictures  # noqa: E402
 from segaware.evaluation.protocol import Noise, Protocol  # noqa: E402
@@ -18,13 +19,13 @@ def lightness(colours):
 
 @pytest.mark.parametrize("count", [3, 11, 21, 60])
 def test_classes_have_colours_of_their_own(count):
-    colours = figures.class_colours(count)
+    colours = class_colours(count)
     assert colours.shape == (count, 3) and len(np.unique(colours.round(3), axis=0)) == count
 
 
 def test_camvid_colours_differ_for_those_without_red_or_green_cones():
     """Distances after Vienot's 1999 projection of linear RGB, for protanopes and deuteranopes."""
-    linear, _ = lightness(figures.class_colours(11))
+    linear, _ = lightness(class_colours(11))
     for matrix in ([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
                    [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]):  # fmt: skip
         seen = (linear @ np.array(matrix).T).clip(0, 1) ** (1 / 2.2)

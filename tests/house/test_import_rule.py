@@ -13,7 +13,7 @@ PACKAGE = Path(segaware.__file__).parent
 #: one room (the ground floor). A new room gets its floor here.
 FLOORS = [
     ["errors contracts checks registry pretrained"],
-    ["layers", "noise", "image_io", "entries", "luma", "parts"],
+    ["layers", "noise", "image_io class_maps", "entries", "luma", "parts"],
     ["denoisers", "segmenters", "losses", "metrics task_metrics label_free detection", "niqe niqe_features"],
     ["wrapper", "cascade", "baselines", "inference"],
     ["training", "evaluation"],
