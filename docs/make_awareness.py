@@ -1,0 +1,375 @@
+"""Write docs/awareness.md and its figures from the JSON of examples/compare_awareness.py.
+
+    python docs/make_awareness.py arena/results.json
+
+Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+COLOURS = {"control": "#666666", "seed": "#D55E00", "later": "#0072B2", "keep": "#009E73"}
+NUMBERS = {"inf": math.inf, "-inf": -math.inf}
+
+
+def num(value) -> float:
+    """A number of the JSON, which has neither NaN nor infinity."""
+    return math.nan if value is None else NUMBERS.get(value, value) if isinstance(value, str) else float(value)
+
+
+def text(value, digits=2, scale=1.0, signed=False) -> str:
+    value = num(value)
+    if math.isnan(value):
+        return "–"
+    value = round(value * scale, digits) + 0.0  # no "-0.00"
+    return f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def bracket(row: dict, name: str, digits=1, scale=100.0, signed=True) -> str:
+    """``value [low, high]`` of ``name``, ``name_low``, ``name_high``; a dash where it was not measured."""
+    if num(row.get(name)) != num(row.get(name)):
+        return "–"
+    value = text(row[name], digits, scale, signed)
+    low, high = (num(row.get(f"{name}_{end}")) for end in ("low", "high"))
+    return value if math.isnan(low) else f"{value} [{text(low, digits, scale, signed)}, {text(high, digits, scale, signed)}]"
+
+
+def grid(rows: list[list[str]]) -> list[str]:
+    if len(rows) < 2:
+        return []
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0]), *("| " + " | ".join(row) + " |" for row in cells[1:]), ""]
+
+
+class Found:
+    """The JSON, with the look-ups the page needs."""
+
+    def __init__(self, record: dict) -> None:
+        self.record = record
+        self.frames = record.get("reported", {}).get("frames")
+        self.photographs = record.get("reported", {}).get("photographs")
+        self.chosen = record["screen"]["chosen"]
+
+    def group(self, name: str) -> str:
+        if name.endswith("@random"):
+            return "control"
+        return self.record["contestants"].get(name.removesuffix("+keep"), {}).get("group", "control")
+
+    def labels(self, name: str) -> bool:
+        return self.record["contestants"].get(name.partition("@")[0].removesuffix("+keep"), {}).get("labels") == "true"
+
+    def what(self, name: str) -> str:
+        base, _, twin = name.partition("@")
+        return self.record["contestants"].get(base, {}).get("what", "") + (", untrained segmenter" if twin else "")
+
+    def row(self, which: dict | None, measure: str, noise: str, name: str) -> dict | None:
+        rows = (which or {}).get("rows", ())
+        return next((r for r in rows if (r["measure"], r["noise"], r["contestant"]) == (measure, noise, name)), None)
+
+    def names(self, which: dict | None) -> list[str]:
+        return list(dict.fromkeys(r["contestant"] for r in (which or {}).get("rows", ())))
+
+    def noises(self, which: dict | None) -> list[str]:
+        return [n for n in dict.fromkeys(r["noise"] for r in (which or {}).get("rows", ())) if n != "clean"]
+
+    def gap(self, noise: str, name: str) -> dict | None:
+        return next((g for g in self.record.get("gaps", ()) if g["noise"] == noise and g["contestant"] == name), None)
+
+
+def head(found: Found) -> list[str]:
+    setting, screen, final = (found.record[k] for k in ("setting", "screen", "final"))
+    steps = {phase: sorted({r["steps"] for r in found.record[phase]["runs"]}) for phase in ("screen", "final")}
+    seeds = sorted({r["seed"] for r in final["runs"]})
+    name = lambda spec: Path(str(spec)).name  # noqa: E731
+    out = [
+        "# Does awareness help?", "",
+        "Every awareness loss of this library (and what the papers propose), trained from one start with the same steps, data and noise,"
+        " and judged by segmenters that took no part in any training. Written by `docs/make_awareness.py` from the JSON of"
+        " `examples/compare_awareness.py`; how the losses are defined: [losses.md](losses.md).", "",
+    ]  # fmt: skip
+    if setting:
+        out += [
+            f"Start: `{name(setting['start'])}`; training segmenter: {', '.join(f'`{name(s)}`' for s in setting['segmenter'])}; held-out judges:"
+            f" {', '.join(f'`{name(s)}`' for s in setting['judge'])}. Awareness begins with {text(setting['share'], 2)} of fidelity's gradient at"
+            f" the denoised image, times the weight's factor; {setting['optimizer']}, rate {setting['learning_rate']:g}, batches of"
+            f" {setting['batch_size']} patches of {setting['patch_size']} x {setting['patch_size']}.", "",
+        ]  # fmt: skip
+    done = [f"{len(screen['runs'])} trainings of the screen ({', '.join(map(str, steps['screen']))} steps)"] if screen["runs"] else []
+    if final["runs"]:
+        done.append(f"{len(final['runs'])} of the final ({', '.join(map(str, steps['final']))} steps, seeds {', '.join(map(str, seeds))})")
+    out += [f"Done so far: {' and '.join(done) or 'nothing'}." + ("" if found.frames else " **The reported sets have not been measured yet.**"), ""]
+    return out
+
+
+def in_short(found: Found) -> list[str]:
+    """What the figures say, by fixed rules: intervals that leave out zero are called differences."""
+    lines = []
+    for noise in found.noises(found.frames):
+        free = [g for g in found.record.get("gaps", ()) if g["noise"] == noise and found.group(g["contestant"]) in ("seed", "later")]
+        free = [g for g in free if not found.labels(g["contestant"]) and not g["contestant"].endswith("+keep")]
+        if not free:
+            continue
+        best = max(free, key=lambda g: num(g["gain"]))
+        psnr = found.row(found.frames, "psnr", noise, best["contestant"])
+        cost = (psnr or {}).get("against", {}).get("fidelity", {})
+        word = "helps" if num(best["gain_low"]) > 0 else "harms" if num(best["gain_high"]) < 0 else "cannot be told from no awareness"
+        line = (
+            f"{noise}: the gap of the control to clean input is {text(best['gap'], 1, 100)} points of mIoU. Best without labels: `{best['contestant']}`,"
+            f" {bracket(best, 'gain')} points across the held-out judges: it {word}"
+        )
+        if "closed" in best:
+            line += f", and closes {bracket(best, 'closed', 0, 100, False)} % of the gap"
+        line += f"; PSNR {text(cost.get('difference'), 2, 1, True)} dB"
+        keep = found.gap(noise, "fidelity+keep")
+        if keep is not None:
+            line += f". Giving noise back, without training: {bracket(keep, 'gain')} points"
+        taught = [g for g in found.record.get("gaps", ()) if g["noise"] == noise and found.labels(g["contestant"]) and "+" not in g["contestant"]]
+        if taught:
+            top = max(taught, key=lambda g: num(g["gain"]))
+            line += f". With labels (`{top['contestant']}`): {bracket(top, 'gain')}"
+        lines.append(f"- {line}.")
+    return ["## In short", "", *lines, ""] if lines else []
+
+
+def screen(found: Found) -> list[str]:
+    runs, chosen = found.record["screen"]["runs"], found.chosen
+    if not chosen:
+        return []
+    rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB", "gradient, share of fidelity's by quarter"]]
+    order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n]["miou"])))
+    for name in order:
+        pick = chosen[name]
+        run = next(r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"])
+        shares = "; ".join(" ".join(text(v, 3) for v in values) for values in run["shares"].values()) or "–"
+        rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", text(pick["factor"], 2),
+                     text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True), shares])  # fmt: skip
+    return [
+        "## The screen: held-out data, one seed", "",
+        f"Mean over the held-out judges and levels, on frames that nobody trained on. Of the weights tried, the one with most mIoU at no more than"
+        f" {found.record['budget']:.2f} dB below the control; those that cost more come last. One seed, no intervals: this chooses, it proves nothing.", "",
+        *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "",
+    ]  # fmt: skip
+
+
+def final(found: Found) -> list[str]:
+    if not found.frames:
+        return []
+    source = found.frames
+    out = [
+        "## The final: reported data", "",
+        f"{source['images']} frames of {source['source']['name']}{' (' + source['source']['note'] + ')' if source['source'].get('note') else ''};"
+        f" brackets are 95 % bootstrap intervals over {'blocks of ' + str(source['block']) + ' neighbouring frames' if source['block'] > 1 else 'images'},"
+        " paired with the control, all seeds together. They say nothing of other streets. `+keep`: the share of the noise that was best on held-out"
+        " data is given back, level by level.", "",
+    ]  # fmt: skip
+    for noise in found.noises(source):
+        judges = [j for j in source["judges"] if j != "home"]
+        rows = [["contestant", "PSNR, dB", "against the control", "mIoU across judges, gain in points", "of the gap, %", "retention", *judges, "training segmenter"]]
+        for name in found.names(source):
+            psnr, gap = found.row(source, "psnr", noise, name), found.gap(noise, name)
+            against = (psnr or {}).get("against", {}).get("fidelity", {})
+            value = "–" if not against else f"{text(against['difference'], 3, 1, True)} [{text(against['low'], 3, 1, True)}, {text(against['high'], 3, 1, True)}]"
+            cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
+            gap = gap or {}
+            rows.append([f"`{name}`", text((psnr or {}).get("value")), value, bracket(gap, "gain"), bracket(gap, "closed", 0, 100, False),
+                         bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
+        out += [f"### {noise}", "", *grid(rows)]
+    return [*out, *beyond(found)]
+
+
+def beyond(found: Found) -> list[str]:
+    """Is it more than retained texture? Differences from the control with give-back."""
+    rows = [["contestant", "judge", *found.noises(found.frames)]]
+    for name in found.names(found.frames):
+        if name in ("fidelity", "fidelity+keep", "noisy"):
+            continue
+        for judge in found.frames["judges"]:
+            cells = []
+            for noise in found.noises(found.frames):
+                gap = (found.row(found.frames, f"miou:{judge}", noise, name) or {}).get("against", {}).get("fidelity+keep")
+                cells.append("–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}")  # fmt: skip
+            rows.append([f"`{name}`", judge, *cells])
+    return ["### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+
+
+def photographs(found: Found) -> list[str]:
+    if not found.photographs:
+        return []
+    source = found.photographs
+    out = ["## Photographs", "", f"{source['images']} images of {source['source']['name']}; against the control in brackets: difference and its interval.", ""]
+    keys = list(dict.fromkeys((r["measure"], r["title"], r["digits"], r["percent"]) for r in source["rows"] if not r["measure"].startswith("changed")))
+    for noise in found.noises(source):
+        rows = [["contestant", *(title for _, title, _, _ in keys)]]
+        for name in found.names(source):
+            cells = []
+            for key, _, digits, percent in keys:
+                row, scale = found.row(source, key, noise, name), 100 if percent else 1
+                gap = (row or {}).get("against", {}).get("fidelity")
+                cells.append("–" if row is None else text(row["value"], digits, scale) + (
+                    "" if not gap else f" ({text(gap['difference'], digits, scale, True)} [{text(gap['low'], digits, scale, True)}, {text(gap['high'], digits, scale, True)}])"))  # fmt: skip
+            rows.append([f"`{name}`", *cells])
+        out += [f"### {noise}", "", *grid(rows)]
+    return out
+
+
+def harm(found: Found) -> list[str]:
+    rows = [["contestant", "PSNR of clean input, dB", *(f"pixels whose class changes, %, {j}" for j in (found.frames or {}).get("judges", ()))]]
+    for name in found.names(found.frames):
+        psnr = found.row(found.frames, "psnr", "clean", name)
+        if psnr is not None:
+            rows.append([f"`{name}`", text(psnr["value"]), *(text((found.row(found.frames, f"changed:{j}", "clean", name) or {}).get("value"), 2, 100) for j in found.frames["judges"])])  # fmt: skip
+    return ["## Do no harm", "", *grid(rows)] if len(rows) > 1 else []
+
+
+def give_back(found: Found) -> list[str]:
+    rows = [["contestant", "seed", "share given back, by level"]]
+    for run in found.record["final"]["runs"] or [r for r in found.record["screen"]["runs"] if "keep" in r]:
+        if "keep" in run:
+            rows.append([f"`{run['contestant']}`", str(run["seed"]), ", ".join(f"{noise}: {text(share, 2)}" for noise, share in run["keep"].items())])
+    if len(rows) == 1:
+        return []
+    return [
+        "## Noise given back", "", f"The share of most mIoU on held-out frames at no more than {found.record['budget']:.2f} dB; see [give-back.md](give-back.md).", "",
+        *grid(rows), "![Noise given back](images/awareness-keep.png)", "",
+    ]  # fmt: skip
+
+
+def instead(found: Found) -> list[str]:
+    rows = [["images", "segmenter", *(noises := list(dict.fromkeys(r["noise"] for r in found.record.get("instead", {}).get("rows", ()))))]]
+    pairs = dict.fromkeys((r["images"], r["segmenter"]) for r in found.record.get("instead", {}).get("rows", ()))
+    for images, segmenter in pairs:
+        cells = []
+        for noise in noises:
+            row = next(r for r in found.record["instead"]["rows"] if (r["images"], r["segmenter"], r["noise"]) == (images, segmenter, noise))
+            cells.append(f"{text(row['value'], 1, 100)} [{text(row['low'], 1, 100)}, {text(row['high'], 1, 100)}]")
+        rows.append([{"fidelity": "denoised by the control"}.get(images, images), "as it is" if segmenter == "home" else segmenter, *cells])
+    if len(rows) == 1:
+        return []
+    return [
+        "## If you may touch the segmenter", "",
+        f"mIoU of the training segmenter itself, as it is and after {found.record['instead']['steps']} further steps on noisy or on denoised frames of sigma 0-55, with labels.", "",
+        *grid(rows),
+    ]  # fmt: skip
+
+
+def left_out(found: Found) -> list[str]:
+    lines = [f"- `{name}`: {reason}" for name, reason in found.record.get("skipped", {}).items()]
+    lines += [f"- `{r['contestant']}`, factor {text(r['factor'])}, seed {r['seed']}: {r['error']}"
+              for phase in ("screen", "final") for r in found.record[phase]["runs"] if r["state"] == "stopped"]  # fmt: skip
+    return ["## Left out, or stopped", "", *lines, ""] if lines else []
+
+
+def page(record: dict) -> str:
+    found = Found(record)
+    parts = (head, in_short, screen, final, photographs, harm, give_back, instead, left_out)
+    return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
+
+
+def frontier(found: Found):
+    """Each contestant's weights as a line: PSNR against the control to the right, mIoU upwards; final means with intervals."""
+    from segaware.evaluation.figures import _pyplot
+
+    figure = _pyplot()(11, 6.5)
+    noises = found.noises(found.frames)
+    axes = figure.subplots(1, 1 + bool(noises), squeeze=False)[0]
+    runs = found.record["screen"]["runs"]
+    control = next((r for r in runs if r["contestant"] == "fidelity" and "held_out" in r), None)
+
+    def means(run, name):
+        values = {key: [num(f["value"]) for f in run["held_out"] if f["contestant"] == name and f["noise"] != "clean" and f["measure"].startswith(key) and f["measure"] != "miou:home"] for key in ("psnr", "miou:")}  # fmt: skip
+        return [sum(v) / len(v) if v else math.nan for v in values.values()]
+
+    if control is not None:
+        zero = means(control, "fidelity")
+        for name in dict.fromkeys(r["contestant"] for r in runs if "held_out" in r):
+            here = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: r["factor"])
+            points = [means(r, name) for r in here]
+            x, y = [p[0] - zero[0] for p in points], [100 * (p[1] - zero[1]) for p in points]
+            axes[0].plot(x, y, "o-", ms=4, lw=1, color=COLOURS[found.group(name)], alpha=0.4 if "@" in name else 0.9)
+            axes[0].annotate(name, (x[-1], y[-1]), fontsize=7, xytext=(3, 2), textcoords="offset points")
+        shares = sorted((n for n in {f["contestant"] for f in control["held_out"]} if n.startswith("fidelity+")), key=lambda n: float(n.partition("+")[2]))
+        back = [zero, *(means(control, n) for n in shares)]
+        axes[0].plot([p[0] - zero[0] for p in back], [100 * (p[1] - zero[1]) for p in back], "s--", ms=4, lw=1, color=COLOURS["keep"], label="control, noise given back")
+        axes[0].legend(fontsize=8)
+    axes[0].set_title("screen: held-out frames, all weights, one seed", fontsize=9)
+    if noises:
+        noise = noises[-1]
+        for name in found.names(found.frames):
+            gap, psnr = found.gap(noise, name), found.row(found.frames, "psnr", noise, name)
+            against = (psnr or {}).get("against", {}).get("fidelity")
+            if gap is None or not against:
+                continue
+            x, y, low, high = num(against["difference"]), *(100 * num(gap[k]) for k in ("gain", "gain_low", "gain_high"))
+            bars = None if math.isnan(low) else [[y - low], [high - y]]
+            colour = COLOURS["keep" if name.endswith("+keep") else found.group(name)]
+            axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
+            axes[1].annotate(name, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        axes[1].set_title(f"final: reported frames, {noise}, all seeds", fontsize=9)
+    for ax in axes:
+        ax.axhline(0, color="black", lw=0.5)
+        ax.axvline(0, color="black", lw=0.5)
+        ax.axvline(-found.record["budget"], color="black", lw=0.5, ls=":")
+        ax.set_xlabel("PSNR against the control, dB (dotted: the budget)")
+        ax.set_ylabel("mIoU across the held-out judges, points against the control")
+    return figure
+
+
+def keep_curve(found: Found):
+    """mIoU (held-out judges) and PSNR of the control by the share given back, a line a level."""
+    from segaware.evaluation.figures import _pyplot
+
+    runs = [r for phase in ("final", "screen") for r in found.record[phase]["runs"] if r["contestant"] == "fidelity" and "keep" in r]
+    figure = _pyplot()(8, 3.6)
+    left, right = figure.subplots(1, 2)
+    if runs:
+        figures = runs[0]["held_out"]
+        for noise in dict.fromkeys(f["noise"] for f in figures if f["noise"] != "clean"):
+            series: dict[float, dict[str, list[float]]] = {}
+            for f in figures:
+                base, _, share = f["contestant"].partition("+")
+                if f["noise"] == noise and base == "fidelity" and f["measure"] != "miou:home":
+                    series.setdefault(float(share or 0), {}).setdefault(f["measure"].partition(":")[0], []).append(num(f["value"]))
+            shares = sorted(series)
+            for ax, key, scale in ((left, "miou", 100), (right, "psnr", 1)):
+                ax.plot([100 * s for s in shares], [scale * sum(series[s][key]) / len(series[s][key]) for s in shares], "o-", ms=4, label=noise)
+    for ax, label in ((left, "mIoU, held-out judges, %"), (right, "PSNR, dB")):
+        ax.set_xlabel("share of the noise given back, %")
+        ax.set_ylabel(label)
+        if ax.lines:
+            ax.legend(fontsize=8)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> Path:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json of the comparison")
+    parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it")
+    args = parser.parse_args(argv)
+    try:
+        record = json.loads(args.results.read_text(encoding="utf-8"))
+        written = page(record)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {args.results}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
+    except KeyError as error:
+        sys.exit(f"error: {args.results}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
+    from segaware.evaluation.figures import png
+
+    images = args.out.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    found = Found(record)
+    for name, figure in (("awareness-frontier", frontier), ("awareness-keep", keep_curve)):
+        if f"images/{name}.png" in written:
+            (images / f"{name}.png").write_bytes(png(figure(found)))
+    args.out.write_text(written, encoding="utf-8")
+    print(args.out)
+    return args.out
+
+
+if __name__ == "__main__":
+    main()

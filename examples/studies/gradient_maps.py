@@ -1,0 +1,118 @@
+"""Where does each term pull? Maps of its gradient at the denoised image, after Figure 3 of Liu et al. (TIP 2020).
+
+    python examples/studies/gradient_maps.py --image CamVid/val/0016E5_08041.webp --labels CamVid/valannot/0016E5_08041.png \\
+        --model dncnn-blind --segmenter fpn-camvid --sigma 50 --out runs/gradient-maps
+
+Without --labels the supervised term is left out. Writes gradient-maps.json (norms, and how alike each map is to fidelity's)
+and gradient-maps.png to --out. Maps are the length of the gradient over the colours, each on its own scale.
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segaware import from_pretrained, image_io
+from segaware.errors import InputError, SegawareError
+from segaware.evaluation.figures import _pyplot, png
+from segaware.losses.consistency import ConsistencyLoss
+from segaware.losses.entropy import EntropySegAwareLoss
+from segaware.losses.fisher import FisherLoss
+from segaware.losses.jacobian import JacobianLoss
+from segaware.losses.perceptual import PerceptualLoss
+from segaware.losses.task import TaskLoss
+from segaware.noise import add_gaussian
+from segaware.wrapper import fidelity
+
+
+def read(path: Path, crop: int) -> torch.Tensor:
+    """The middle of an image, (1, 3, h, w) in [0, 1]."""
+    pixels = image_io.read(path).pixels
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()[None] / 255
+    return middle(image, crop)
+
+
+def middle(image: torch.Tensor, crop: int) -> torch.Tensor:
+    top, left = (max(0, (side - crop) // 2) for side in image.shape[-2:])
+    return image[..., top : top + crop, left : left + crop]
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--image", type=Path, required=True, help="a clean image")
+    p.add_argument("--labels", type=Path, help="its label map, indices, 11 and 255 not counted")
+    p.add_argument("--model", default="dncnn-blind")
+    p.add_argument("--segmenter", default="fpn-camvid")
+    p.add_argument("--layer", default="backbone.features.5", help="of the segmenter, for the feature term")
+    p.add_argument("--sigma", type=float, default=50.0, help="8-bit units")
+    p.add_argument("--crop", type=int, default=256)
+    p.add_argument("--void", type=int, default=11)
+    p.add_argument("--out", type=Path, required=True)
+    args = p.parse_args(argv)
+    clean = read(args.image, args.crop)
+    noisy = add_gaussian(clean, args.sigma / 255, generator=torch.Generator().manual_seed(0))
+    denoiser, segmenter = from_pretrained(args.model), from_pretrained(args.segmenter)
+    with torch.no_grad():
+        denoised = denoiser(noisy, args.sigma / 255) if denoiser.info.takes_sigma else denoiser(noisy)
+
+    terms = {
+        "fidelity": partial(fidelity, clean=clean),
+        "perceptual": partial(PerceptualLoss(segmenter, [args.layer], normalize=None), clean=clean),
+        "entropy": EntropySegAwareLoss(segmenter),
+        "KL to clean": partial(ConsistencyLoss(segmenter), clean=clean),
+        "Jacobian": partial(JacobianLoss(segmenter), clean=clean),
+        "Fisher": partial(FisherLoss(segmenter), clean=clean),
+    }
+    if args.labels:
+        labels = torch.from_numpy(np.array(Image.open(args.labels))).long()
+        if labels.ndim != 2:
+            raise InputError(f"{args.labels}: a label map has one channel of class indices, this has shape {tuple(labels.shape)}")
+        labels = middle(torch.where(labels == args.void, 255, labels)[None], args.crop)
+        terms["true labels"] = partial(TaskLoss(segmenter), labels=labels)
+
+    maps, record, reference = {}, {}, None
+    for name, term in terms.items():
+        image = denoised.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(term(image), image)
+        maps[name] = gradient[0].norm(dim=0)
+        reference = gradient if reference is None else reference  # fidelity's, the first
+        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), reference.flatten(), dim=0)
+        record[name] = {"norm": float(gradient.norm()), "cosine_to_fidelity": float(cosine)}
+        print(f"{name}: norm {record[name]['norm']:.3g}, cosine to fidelity's {float(cosine):+.3f}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "gradient-maps.json").write_text(json.dumps({"sigma": args.sigma, "terms": record}, indent=1) + "\n")
+    (args.out / "gradient-maps.png").write_bytes(png(draw(clean, noisy, denoised, maps)))
+    return record
+
+
+def draw(clean, noisy, denoised, maps):
+    pictures = {"clean": clean, "noisy": noisy, "denoised": denoised}
+    columns = 4
+    rows = -(-(len(pictures) + len(maps)) // columns)
+    figure = _pyplot()(3 * columns, 3 * rows)
+    places = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for name, image in pictures.items():
+        axes = next(places)
+        axes.imshow(image[0].clamp(0, 1).permute(1, 2, 0).numpy())
+        axes.set_title(name, fontsize=9)
+    for name, values in maps.items():
+        axes = next(places)
+        axes.imshow(values.numpy(), cmap="magma", vmin=0, vmax=max(float(values.quantile(0.995)), 1e-30))
+        axes.set_title(f"gradient of {name}", fontsize=9)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SegawareError as error:
+        sys.exit(f"error: {error}")
