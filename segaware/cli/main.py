@@ -11,6 +11,7 @@ from segaware.cli.doctor import doctor
 from segaware.cli.download import download
 from segaware.cli.estimate_noise import estimate_noise
 from segaware.cli.evaluate import evaluate
+from segaware.cli.export import export
 from segaware.cli.models import models
 
 __all__ = ["main"]
@@ -27,6 +28,7 @@ def main() -> None:
     segaware evaluate photos/ --sigma 25
     segaware models
     segaware download OWNER/NAME
+    segaware export onnx dncnn-blind dncnn.onnx --dynamic
     segaware doctor
     """
 
@@ -37,4 +39,5 @@ main.add_command(doctor)
 main.add_command(download)
 main.add_command(estimate_noise)
 main.add_command(evaluate)
+main.add_command(export)
 main.add_command(models)

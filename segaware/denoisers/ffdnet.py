@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segaware.checks import check_images, sigma_map
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
+from segaware.layers.sizes import crop, multiple_of, pad_edges
 from segaware.pretrained import Pretrained
 
 __all__ = ["FFDNet"]
@@ -98,11 +99,11 @@ class FFDNet(nn.Module, Pretrained):
         check_images(noisy, channels=self.info.channels, where="FFDNet")
         level = sigma_map(sigma, noisy, where="FFDNet")
         height, width = noisy.shape[2:]
-        padded = F.pad(noisy, (0, width % 2, 0, height % 2), mode="replicate")
+        padded = pad_edges(noisy, multiple_of(height, 2), multiple_of(width, 2))
         folded = F.pixel_unshuffle(padded, 2)  # (B, 4C, H/2, W/2)
         level = level[:, :, ::2, ::2].expand(-1, -1, folded.shape[2], folded.shape[3])
         clean = F.pixel_shuffle(self.body(torch.cat([folded, level.to(folded)], dim=1)), 2)
-        return clean[:, :, :height, :width]
+        return crop(clean, height, width)
 
 
 def _zeroed(gradient: Tensor, lanes: slice | tuple[slice, slice]) -> Tensor:

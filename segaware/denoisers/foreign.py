@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segaware.checks import sigma_map
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError, ModelError
+from segaware.layers.sizes import crop, multiple_of
 
 __all__ = ["Call", "SigmaPort", "TakesSigma", "kind", "refuse_foreign"]
 
@@ -95,7 +96,7 @@ class Call:
             _explain(error, given, self.sigma.form)
             raise
         _check_output(denoiser, output, noisy, _pad_sizes(noisy, self.size_multiple), must_learn)
-        output = output[:, :, :height, :width].to(noisy.dtype)
+        output = crop(output, height, width).to(noisy.dtype)
         if self.predicts == "noise":
             return noisy - (output if span == 1 else output / span)
         return output if span == 1 and low == 0 else (output - low) / span
@@ -179,7 +180,8 @@ class SigmaPort:
         if self.form in ("argument", "map"):
             return level
         first = level[:, 0, 0, 0]
-        if not bool((level == first.reshape(-1, 1, 1, 1)).all()):
+        # a look at values would break the graph
+        if not torch.compiler.is_compiling() and not bool((level == first.reshape(-1, 1, 1, 1)).all()):
             raise InputError(f'SegAwareWrapper: takes_sigma="{self.form}" cannot pass a map that varies; give one sigma per image')
         if self.form == "vector":
             return first
@@ -215,12 +217,16 @@ def kind(value: object) -> str:
 
 def _pad_sizes(images: Tensor, multiple: int) -> tuple[int, int]:
     height, width = images.shape[2:]
-    return height + -height % multiple, width + -width % multiple
+    return multiple_of(height, multiple), multiple_of(width, multiple)
 
 
 def _pad(images: Tensor, multiple: int) -> Tensor:
+    if multiple == 1:
+        return images
     height, width = images.shape[2:]
-    down, right = -height % multiple, -width % multiple
+    down, right = multiple_of(height, multiple) - height, multiple_of(width, multiple) - width
+    if not isinstance(down, int) or not isinstance(right, int):  # traced for all sizes, of at least a multiple
+        return F.pad(images, (0, right, 0, down), mode="reflect")
     if right:
         images = F.pad(images, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
     if down:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segaware.checks import check_images, no_sigma
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.errors import InputError
+from segaware.layers.sizes import crop
 from segaware.pretrained import Pretrained
 
 __all__ = ["LiuDenoiser"]
@@ -144,4 +145,4 @@ class LiuDenoiser(nn.Module, Pretrained):
 
 
 def _join(skip: Tensor, raised: Tensor) -> Tensor:
-    return torch.cat([skip, raised[:, :, : skip.shape[2], : skip.shape[3]]], dim=1)
+    return torch.cat([skip, crop(raised, skip.shape[2], skip.shape[3])], dim=1)

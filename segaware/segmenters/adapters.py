@@ -8,16 +8,15 @@ adapter handles them all, and :func:`freeze` makes any module a fixed function t
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError, ModelError
+from segaware.layers.sizes import crop, multiple_of, pad_edges
 from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple
 
 __all__ = ["SegmenterAdapter", "freeze", "read_logits"]
@@ -183,10 +182,8 @@ class SegmenterAdapter(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         check_images(image, channels=3, where="SegmenterAdapter")
         height, width = image.shape[-2:]
-        bottom, right = -height % self.size_multiple, -width % self.size_multiple
-        x = (image - self.mean) / self.std
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        padded = multiple_of(height, self.size_multiple), multiple_of(width, self.size_multiple)
+        x = pad_edges((image - self.mean) / self.std, *padded)
         try:
             answer = self.model(x)
         except (RuntimeError, ValueError) as error:
@@ -198,7 +195,7 @@ class SegmenterAdapter(nn.Module):
                 " if it needs certain sizes, give size_multiple=32 (or what it needs)"
             ) from error
         logits = self._to_logits(read_logits(answer, self.output))
-        return self._crop(logits, (height, width), (height + bottom, width + right))
+        return self._crop(logits, (height, width), padded)
 
     def _to_logits(self, scores: Tensor) -> Tensor:
         if scores.ndim == 2:  # a classifier: one answer for the image
@@ -242,15 +239,15 @@ class SegmenterAdapter(nn.Module):
 
     def _crop(self, logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
         got = tuple(logits.shape[-2:])
-        if self._stride and any(
+        if self._stride and all(isinstance(g, int) for g in got) and any(
             g not in (p // self._stride, -(-p // self._stride)) for g, p in zip(got, padded, strict=True)
         ):
             raise ModelError(
                 f"stride {self._stride} promised, but {padded[0]} x {padded[1]} pixels gave {got[0]} x {got[1]} logits;"
                 " correct stride, or leave it out to have it measured"
             )
-        keep = [math.ceil(s * g / p) for s, g, p in zip(size, got, padded, strict=True)]
-        return logits[..., : keep[0], : keep[1]]
+        keep = [s if g == p else (s * g + p - 1) // p for s, g, p in zip(size, got, padded, strict=True)]
+        return crop(logits, keep[0], keep[1])
 
 
 def _stated_multiple(model: nn.Module) -> int:

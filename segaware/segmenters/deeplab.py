@@ -11,11 +11,11 @@ import os
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError
+from segaware.layers.sizes import crop, multiple_of, pad_edges, resize
 from segaware.pretrained import Pretrained
 from segaware.segmenters.backbones import build_backbone, check_triple, load_library
 
@@ -116,19 +116,15 @@ class DeepLabSegmenter(nn.Module, Pretrained):
         check_images(image, channels=3, where="DeepLabSegmenter")
         height, width = image.shape[-2:]
         x = (image - self.mean) / self.std
-        bottom, right = self._padding(height), self._padding(width)
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x = pad_edges(x, self._padded(height), self._padded(width))
         features = self.backbone(x)
         low = self.low(features[0])
         deep = self.pyramid(self.norm(features[-1]))
-        deep = F.interpolate(deep, size=low.shape[-2:], mode="bilinear", align_corners=False)
-        logits = self.classify(self.decoder(torch.cat([deep, low], dim=1)))
-        return logits[..., : -(-height // 4), : -(-width // 4)]
+        logits = self.classify(self.decoder(torch.cat([resize(deep, low), low], dim=1)))
+        return crop(logits, (height + 3) // 4, (width + 3) // 4)
 
-    def _padding(self, side: int) -> int:
-        multiple = self.backbone.size_multiple
-        return max(-(-side // multiple) * multiple, self.backbone.min_size) - side
+    def _padded(self, side: int) -> int:
+        return multiple_of(side, self.backbone.size_multiple, self.backbone.min_size)
 
 
 def _separable(channels: int, width: int) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError
+from segaware.layers.sizes import crop, multiple_of, pad_edges, resize
 from segaware.pretrained import Pretrained
 from segaware.segmenters.backbones import build_backbone, check_triple
 
@@ -170,9 +171,7 @@ class FPNSegmenter(nn.Module, Pretrained):
         check_images(image, channels=3, where="FPNSegmenter")
         height, width = image.shape[-2:]
         x = (image - self.mean) / self.std
-        bottom, right = self._padding(height), self._padding(width)
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x = pad_edges(x, self._padded(height), self._padded(width))
 
         features = self.backbone(x)
         merged: Tensor | None = None
@@ -181,18 +180,12 @@ class FPNSegmenter(nn.Module, Pretrained):
             list(zip(features, self.lateral, self.lateral_norm, self.smooth, strict=True))
         ):
             level = norm(lateral(feature))
-            merged = level if merged is None else level + _resize(merged, level)
+            merged = level if merged is None else level + resize(merged, level)
             pyramid.append(smooth(merged))
-        logits = self.classify(torch.cat([_resize(p, pyramid[-1]) for p in pyramid], dim=1))
-        return logits[..., : -(-height // 4), : -(-width // 4)]
+        finest = pyramid.pop()
+        # to the exact size: doubling would turn the 2 x 2 of a 48 x 48 patch into 4, not 3
+        logits = self.classify(torch.cat([*(resize(p, finest) for p in pyramid), finest], dim=1))
+        return crop(logits, (height + 3) // 4, (width + 3) // 4)
 
-    def _padding(self, side: int) -> int:
-        multiple = self.backbone.size_multiple
-        return max(-(-side // multiple) * multiple, self.backbone.min_size) - side
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """To the exact size of ``like``: doubling would turn the 2 x 2 of a 48 x 48 patch into 4, not 3."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    def _padded(self, side: int) -> int:
+        return multiple_of(side, self.backbone.size_multiple, self.backbone.min_size)

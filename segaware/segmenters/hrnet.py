@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from segaware.checks import check_images
 from segaware.errors import InputError, ModelError, WeightsError
+from segaware.layers.sizes import resize
 from segaware.pretrained import Pretrained
 from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple, load_library
 
@@ -76,10 +77,12 @@ class _Trunk(nn.Module):
 def _fuse(module: Any, branches: list[Tensor]) -> list[Tensor]:
     """Every branch as the sum of all, each brought to its exact size."""
     fused = []
-    for target, paths in zip(branches, module.fuse_layers, strict=True):
+    for index, (target, paths) in enumerate(zip(branches, module.fuse_layers, strict=True)):
         total: Tensor | None = None
-        for path, x in zip(paths, branches, strict=True):
-            x = _resize(path(x), target)
+        for source, (path, x) in enumerate(zip(paths, branches, strict=True)):
+            x = path(x)
+            if source > index:  # a coarser one; finer ones were brought to the exact size by their convolutions
+                x = resize(x, target)
             total = x if total is None else total + x
         assert total is not None
         fused.append(F.relu(total, inplace=True))
@@ -176,7 +179,8 @@ class HRNetSegmenter(nn.Module, Pretrained):
     def forward(self, image: Tensor) -> Tensor:
         check_images(image, channels=3, where="HRNetSegmenter")
         branches = self.trunk((image - self.mean) / self.std)
-        return self.head(torch.cat([_resize(x, branches[0]) for x in branches], dim=1))
+        finest, *coarser = branches
+        return self.head(torch.cat([finest, *(resize(x, finest) for x in coarser)], dim=1))
 
     def head_parameters(self) -> list[nn.Parameter]:
         """All parameters that are not the trunk's."""
@@ -267,8 +271,3 @@ def _read(file: str | os.PathLike[str]) -> Mapping[str, Any]:
         raise WeightsError(f"weights {path}: holds a {type(state).__name__}; give a state dict")
     return state
 
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
