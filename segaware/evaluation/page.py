@@ -11,7 +11,7 @@ from segaware.evaluation import figures
 from segaware.evaluation.pictures import Pictures, slug
 from segaware.evaluation.report import about, failures, how_to_read, tables
 from segaware.evaluation.summary import Summary
-from segaware.evaluation.verdict import Finding, findings, gain, gentlest, headline
+from segaware.evaluation.verdict import Finding, ceilings, findings, gain, gentlest, headline
 
 __all__ = ["page"]
 
@@ -58,11 +58,11 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-t
 <div class="scroll"><table class="glance">
 <thead><tr><th scope="col">measure</th>{% for noise in glance.noises %}<th scope="col">{{ noise }}</th>{% endfor %}</tr></thead>
 <tbody>{% for title, cells in glance.rows %}
-<tr><td>{{ title }}</td>{% for cell in cells %}<td>{% if cell %}<b>{{ cell.best }}</b>{% if cell.tied %} <small>or {{ cell.tied }}</small>{% endif %}{% if cell.effect %}<br><span class="{{ cell.effect }}">{{ cell.sign }} {{ cell.gain }}</span>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>{% endfor %}
+<tr><td>{{ title }}</td>{% for cell in cells %}<td>{% if cell %}<b>{{ cell.best }}</b> {{ cell.value }}{% if cell.tied %} <small>or {{ cell.tied }}</small>{% endif %}{% if cell.gain %}<div class="{{ cell.effect }}">{{ cell.sign }} {{ cell.gain }}</div>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
-<p><small><span class="helps">&#9650;</span> better than the noisy image itself, <span class="harms">&#9660;</span> worse, ? cannot be said; by how much, with its interval. "or": not to be told from the best.</small></p>
-{% for line in gentlest %}<p>{{ line }}</p>
-{% endfor %}{% endif %}
+<p><small><span class="helps">&#9650;</span> better than the noisy image itself, <span class="harms">&#9660;</span> worse, ? cannot be said; by how much, with its interval if there is one. "or": not to be told from the best.</small></p>
+{% if asides %}<ul>{% for line in asides %}<li>{{ line }}</li>
+{% endfor %}</ul>{% endif %}{% endif %}
 {% if figures %}<h2>Figures</h2>{% endif %}
 {% for figure in figures %}<figure><h3>{{ figure.title }}</h3><div class="scroll fit"><img alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.data }}"></div><figcaption>{{ figure.alt }}</figcaption></figure>
 {% endfor %}
@@ -108,7 +108,7 @@ def page(summary: Summary, folder: str | os.PathLike[str], *, command: str = "",
         about=about(summary),
         headline=headline(summary),
         glance=_glance(summary),
-        gentlest=gentlest(summary),
+        asides=[*ceilings(summary), *gentlest(summary)],
         tables=[(name, [rows[0], *([row[0], *map(_parts, row[1:])] for row in rows[1:])]) for name, rows in tables(summary)],
         figures=_figures(summary, Pictures(folder), crop),
         reading=how_to_read(summary),
@@ -136,7 +136,10 @@ def _glance(summary: Summary) -> dict[str, Any]:
 
 def _glanced(one: Finding) -> dict[str, str]:
     tied = " or ".join(one.tied)
-    return {"best": one.leader.contestant, "tied": tied, "effect": one.effect, "sign": _SIGNS.get(one.effect, ""), "gain": gain(one)}
+    return {
+        "best": one.leader.contestant, "value": one.measure.text(one.leader.value), "tied": tied, "effect": one.effect,
+        "sign": _SIGNS.get(one.effect, ""), "gain": gain(one),
+    }  # fmt: skip
 
 
 def _parts(cell: str) -> dict[str, str]:
@@ -164,8 +167,11 @@ def _figures(summary: Summary, pictures: Pictures, crop: tuple[int, int, int] | 
     kept = {path.name for path in pictures.folder.iterdir()} if pictures.folder.is_dir() else set()
     for image in results.images:
         if slug(image) in kept:
-            for noise in results.noises:
+            for noise in [n for n in results.noises if n != "clean"] or results.noises:
                 for judge in judges:
-                    text = f"{image}, {noise}" + (f": classes and errors by {judge}." if judge else ".")
-                    add(f"{image}, {noise}", text, figures.strip(summary, pictures, image, noise, judge, crop))
+                    title = f"{image}, {noise}" + (f", seen by {judge}" if judge else "")
+                    text = "Each denoiser's image, the zoomed part that is framed in it" + (
+                        f", the classes that {judge} sees in it, and where these are wrong." if judge else "."
+                    )
+                    add(title, text, figures.strip(summary, pictures, image, noise, judge, crop))
     return found

@@ -14,7 +14,7 @@ from segaware.evaluation.results import Measure
 from segaware.evaluation.significance import Comparison
 from segaware.evaluation.summary import Entry, Summary
 
-__all__ = ["Finding", "details", "finding", "findings", "gain", "gentlest", "headline", "short_title"]
+__all__ = ["Finding", "ceilings", "details", "finding", "findings", "gain", "gentlest", "headline", "short_title"]
 
 #: How the leader stands to the noisy image it was given.
 HELPS, HARMS, UNCLEAR = "helps", "harms", "unclear"
@@ -87,7 +87,14 @@ def details(summary: Summary) -> list[str]:
     """A sentence for every condition and measure that tables show, and one a judge on clean input."""
     order = {noise: place for place, noise in enumerate(summary.results.noises)}
     found = sorted(findings(summary), key=lambda one: order[one.noise])
-    return [*map(_detail, found), *gentlest(summary)]
+    return [*map(_detail, found), *ceilings(summary), *gentlest(summary)]
+
+
+def ceilings(summary: Summary) -> list[str]:
+    """What the judges reach on the clean images themselves: more than that no denoiser can bring, and a poor judge shows."""
+    found = {m.judge: (m, summary.entry(m.key, "clean", "noisy")) for m in summary.results.measures if m.key.startswith("miou:")}
+    parts = [f"{judge} reaches {m.text(entry.value)} % mIoU" for judge, (m, entry) in found.items() if entry is not None]
+    return [f"On the clean images themselves {_list(parts)}."] if parts else []
 
 
 def gentlest(summary: Summary) -> list[str]:
@@ -152,11 +159,11 @@ def _where(found: Sequence[Finding], everything: Sequence[Finding]) -> str:
     for judge, here in groups.items():
         which = "" if here == noises else f" at {_list(here)}"
         parts.append(f"for {judge}{which}" if len(judges) > 1 else which.strip() or "at every level")
-    return _list(parts, "; ")
+    return _list(parts)
 
 
 def _help(found: list[Finding]) -> str:
-    whom, first = _for(found), found[0].measure
+    whom = _for(found)
     known = [one for one in found if one.effect]
     levels = len({one.noise for one in found})
     at = "" if levels == 1 else " at both noise levels" if levels == 2 else f" at all {levels} noise levels"
@@ -164,19 +171,24 @@ def _help(found: list[Finding]) -> str:
         return "Too few images to say whether denoising helps: there are no intervals."
     groups = {effect: [one for one in known if one.effect == effect] for effect in (HELPS, HARMS, UNCLEAR)}
     if len(groups[HELPS]) == len(found):
-        gaps = sorted(abs(one.gap.difference) for one in found if one.gap is not None)
-        low, high = (first.text(gaps[0]), first.text(gaps[-1]))
-        amount = f"+{low}" if low == high else f"+{low} to +{high}"
-        if first.better < 0:
-            amount = amount.replace("+", "-")
-        if len(found) == 1:
-            amount = gain(found[0])
-        return f"Denoising helps: for {whom}{at} the best denoiser is ahead of the noisy image ({amount}{_unit(first)})."
+        return f"Denoising helps: for {whom}{at} the best denoiser is ahead of the noisy image ({_amount(found)})."
     if len(groups[HARMS]) == len(found):
         return f"Denoising does harm: for {whom}{at} even the best denoiser is behind the noisy image itself. Leave the image as it is."
     says = {HELPS: "helps", HARMS: "does harm", UNCLEAR: "makes no difference that can be told from chance"}
     parts = [f"{says[effect]} {_where(group, found)}" for effect, group in groups.items() if group]
-    return f"Denoising {', '.join(parts)}."
+    if groups[HELPS]:
+        parts[0] += f" ({_amount(groups[HELPS])} over the noisy image)"
+    return f"Denoising {'; it '.join(parts)}."
+
+
+def _amount(found: list[Finding]) -> str:
+    """What the leaders gain: one with its interval, or the least and the most."""
+    first = found[0].measure
+    if len(found) == 1:
+        return gain(found[0]) + _unit(first)
+    gaps = sorted((one.gap.difference for one in found if one.gap is not None), key=abs)
+    low, high = (first.text(gap, signed=True) for gap in (gaps[0], gaps[-1]))
+    return (low if low == high else f"{low} to {high}") + _unit(first)
 
 
 def _which(found: list[Finding], names: list[str]) -> str:
@@ -189,22 +201,28 @@ def _which(found: list[Finding], names: list[str]) -> str:
     else:
         take = "Take" if helped else "Of the denoisers"
     helped = helped or found
+    if not any(one.effect or one.leader.mark for one in found):
+        return f"The best figures are those of {_best(helped)}; more images are needed to tell them from chance."
     common = [name for name in names if all(name in one.good for one in helped)]
     if not common:
-        groups: dict[str, list[Finding]] = {}
-        for one in helped:
-            groups.setdefault(" or ".join(one.good), []).append(one)
-        parts = [f"{who} {_where(group, found)}" for who, group in groups.items()]
-        return f"No denoiser is best throughout. {take} {'; '.join(parts)}."
+        return f"No denoiser is best throughout. {take} {_best(helped)}."
     best = max(common, key=Counter(one.leader.contestant for one in helped).__getitem__)
     if all(one.alone for one in helped):
         return f"{take} {best}: {whom} it is ahead of every other method."
-    if not any(one.leader.mark for one in helped):
-        return f"{best} has the best figures {whom}, but there are no intervals: more images are needed to tell."
     rivals = [name for name in common if name != best]
     if rivals:
         return f"{take} {best}, or {' or '.join(rivals)}: {whom} nothing is measurably better, and these cannot be told apart."
     return f"{take} {best}: {whom} nothing is measurably better."
+
+
+def _best(found: list[Finding]) -> str:
+    """Who is best where."""
+    groups: dict[str, list[Finding]] = {}
+    for one in found:
+        groups.setdefault(" or ".join(one.good), []).append(one)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{who} {_where(group, found)}" for who, group in groups.items())
 
 
 def _against_fidelity(summary: Summary, found: list[Finding]) -> list[str]:
@@ -221,5 +239,5 @@ def _against_fidelity(summary: Summary, found: list[Finding]) -> list[str]:
     return [f"The nearest to the clean image in PSNR is another: {'; '.join(parts)}."] if parts else []
 
 
-def _list(parts: Sequence[str], comma: str = ", ") -> str:
-    return comma.join(parts) if len(parts) < 2 or comma != ", " else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _list(parts: Sequence[str]) -> str:
+    return "".join(parts) if len(parts) < 2 else f"{', '.join(parts[:-1])} and {parts[-1]}"

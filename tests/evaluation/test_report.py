@@ -1,5 +1,6 @@
 import base64
 import csv
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from segaware.evaluation.results import Measure, Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import open_source
 from segaware.evaluation.summary import summarise
-from segaware.evaluation.verdict import details
+from segaware.evaluation.verdict import details, headline
 
 RGB = ("red", "green", "blue")
 
@@ -162,7 +163,7 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         if tag not in ("meta", "img", "link", "br"):
             self.open.append(tag)
-        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        self.sources += [value for key, value in attrs if key in ("src", "href") and not value.startswith("#")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -181,6 +182,8 @@ def test_html_is_whole_safe_and_self_contained(labelled, thirds, tmp_path):
     assert "&lt;b&gt;broken&lt;/b&gt; &amp; gone" in text and "<b>broken" not in text
     assert reader.sources and all(source.startswith("data:image/png;base64,") for source in reader.sources)
     assert len(reader.sources) == 2  # fidelity and task, a strip
+    answer = text[text.index('<section class="answer">') : text.index("</section>")]
+    assert all(html.escape(line) in answer for line in headline(summarise(results))) and "Denoising" in answer
     for source in reader.sources:
         assert base64.b64decode(source.partition(",")[2]).startswith(b"\x89PNG")
 
