@@ -192,7 +192,7 @@ class NIQE:
         metric = cls(torch.zeros(FEATURES), torch.eye(FEATURES), name=name, luma=luma, round_luma=round_luma)
         kept = []
         for file in files:
-            pixels = torch.from_numpy(image_io.read(file).pixels).permute(2, 0, 1)[None].double()
+            pixels = torch.from_numpy(image_io.read(file, deep=False).pixels).permute(2, 0, 1)[None].double()
             try:
                 features, deviation = niqe_features(metric._plane(pixels, 255.0), at_least=1)
             except SegawareError as error:

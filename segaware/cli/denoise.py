@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +110,9 @@ def denoise(
 ) -> None:
     """Denoise INPUT, an image or a folder of images, into OUTPUT.
 
-    Reads and writes PNG, JPEG, BMP, TIFF and WebP with 8 bits a channel. A folder is mirrored with
-    all below it; images whose output exists are skipped, bad ones are listed at the end.
+    Reads and writes PNG (8 and 16 bits a channel), TIFF (8, 16, floats), JPEG, BMP and WebP; the depth
+    stays. A folder is mirrored with all below it; images whose output exists are skipped, bad ones are
+    listed at the end. Memory follows the rows at work, not the image.
     """
     _check_sigma(sigma)
     from segaware import image_io
@@ -180,7 +185,7 @@ def _run(
 
     outcomes = []
     # disable=None: no bar where stderr is no terminal
-    with engine, tqdm(total=None if single else len(jobs), unit="tile" if single else "image", disable=None) as bar:
+    with _terminable(), engine, tqdm(total=None if single else len(jobs), unit="tile" if single else "image", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -206,6 +211,19 @@ def _run(
     return outcomes
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within: a SIGTERM ends the program as an exception does, so that half a file is taken away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _report(outcomes: list[Outcome], engine: Engine, sigma: float | str | None, single: bool, as_json: bool) -> None:
     by_status = {status: [o for o in outcomes if o.status == status] for status in ("done", "skipped", "failed")}
     failed = by_status["failed"]
@@ -217,7 +235,7 @@ def _report(outcomes: list[Outcome], engine: Engine, sigma: float | str | None, 
             click.echo(f"{outcome.job.target}")
             if outcome.psnr is not None:
                 before, after = outcome.psnr
-                click.echo(f"PSNR {before:.2f} dB before, {after:.2f} dB after (of the 8-bit images)")
+                click.echo(f"PSNR {before:.2f} dB before, {after:.2f} dB after (of the {outcome.bits}-bit images)")
     else:
         click.echo(", ".join(f"{status} {len(found)}" for status, found in by_status.items()))
     if single and failed:

@@ -148,7 +148,7 @@ class Ready:
             ImageError: a file that cannot be read.
         """
         path = self.path(cell)
-        pixels = image_io.read(path).pixels
+        pixels = image_io.read(path, deep=False).pixels
         ready = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
         if ready.shape != noisy.shape:
             raise EvaluationError(f"{path}: {tuple(ready.shape)}, but the clean image is {tuple(noisy.shape)}; both (C, H, W) must agree")

@@ -89,7 +89,7 @@ class Source:
             ImageError: an image that cannot be read.
             EvaluationError: a label map of another size, or with values that are no class.
         """
-        pixels = image_io.read(item.path).pixels
+        pixels = image_io.read(item.path, deep=False).pixels
         clean = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
         return Sample(item, clean, None if item.label is None else self._labels(item, item.label, clean))
 

@@ -42,8 +42,9 @@ class Outcome:
         status: "done", "skipped" (the output was there) or "failed".
         error: why it failed.
         notices: what was converted on the way.
-        psnr: dB of the noisy and of the denoised 8-bit file, when there is a reference.
+        psnr: dB of the noisy and of the denoised file, when there is a reference.
         sigma: the noise level that was estimated, on the [0, 1] scale.
+        bits: per channel of the files that psnr is of.
     """
 
     job: Job
@@ -53,6 +54,7 @@ class Outcome:
     psnr: tuple[float, float] | None = None
     seconds: float = 0.0
     sigma: float | None = None
+    bits: int = 8
 
 
 def plan(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> list[Job]:
@@ -194,18 +196,19 @@ def denoise_file(
         ImageError, InputError, ModelError: whatever goes wrong; no output is left half written.
     """
     start = time.monotonic()
+    if compare is None and reference is None and job.segmentation is None:
+        return _in_bands(job, engine, sigma, progress, start)
+    from segaware.inference.noise_level import estimate_picture
+
     noisy = image_io.read(job.source)
-    if reference is not None and reference.pixels.shape != noisy.pixels.shape:
+    if reference is not None and (reference.pixels.shape, reference.pixels.dtype) != (noisy.pixels.shape, noisy.pixels.dtype):
         raise InputError(
             f"{job.source}: {_size(noisy)}, but the reference is {_size(reference)}; give the clean image of this one"
         )
-    from segaware.inference.noise_level import CLEAN_LOOKING, estimate_picture
-
     estimated, notices = None, noisy.notices
     if sigma == "auto" and engine.info.takes_sigma:
         sigma = estimated = min(1.0, estimate_picture(noisy.pixels))
-        looks = ", which looks clean" if estimated < CLEAN_LOOKING else ""
-        notices = (*notices, f"noise level {estimated * 255:.1f}{looks}")
+        notices = (*notices, _noise_notice(estimated))
     classes: np.ndarray | None = None
     names: tuple[str, ...] = ()
     if job.segmentation is None:
@@ -228,7 +231,35 @@ def denoise_file(
 
         _folder_of(job.segmentation)
         write_class_map(job.segmentation, classes, names)
-    return Outcome(job, "done", None, notices, psnr, time.monotonic() - start, estimated)
+    return Outcome(job, "done", None, notices, psnr, time.monotonic() - start, estimated, noisy.head.bits)
+
+
+def _in_bands(
+    job: Job, engine: Engine, sigma: float | str | None, progress: Progress | None, start: float
+) -> Outcome:
+    """A file into a file, a band of rows at a time."""
+    from segaware.inference.bands import denoise_bands
+    from segaware.inference.noise_level import estimate_file
+
+    estimated = None
+    if sigma == "auto" and engine.info.takes_sigma:
+        with image_io.opened(job.source) as source:
+            sigma = estimated = min(1.0, estimate_file(source))
+    with image_io.opened(job.source) as source:
+        notices = source.head.notices
+        if estimated is not None:
+            notices = (*notices, _noise_notice(estimated))
+        target = image_io.Target(job.target, source.head)  # refuses what the format cannot hold
+        _folder_of(job.target)
+        with target:
+            denoise_bands(engine, source, target, sigma, progress=progress)
+    return Outcome(job, "done", None, notices, None, time.monotonic() - start, estimated)
+
+
+def _noise_notice(level: float) -> str:
+    from segaware.inference.noise_level import CLEAN_LOOKING
+
+    return f"noise level {level * 255:.1f}{', which looks clean' if level < CLEAN_LOOKING else ''}"
 
 
 def _missing(job: Job) -> tuple[bool, bool]:
@@ -250,7 +281,8 @@ def side_by_side(left: image_io.Image, right: image_io.Image) -> image_io.Image:
 
 
 def _size(image: image_io.Image) -> str:
-    return f"{image.width} x {image.height} {'gray' if image.pixels.shape[2] == 1 else 'colour'}"
+    kind = "gray" if image.pixels.shape[2] == 1 else "colour"
+    return f"{image.width} x {image.height} {kind}{'' if image.head.bits == 8 else f' of {image.head.bits} bits'}"
 
 
 def _psnr(image: image_io.Image, reference: image_io.Image) -> float:
@@ -258,5 +290,10 @@ def _psnr(image: image_io.Image, reference: image_io.Image) -> float:
 
     from segaware.metrics import psnr
 
-    one, other = (torch.from_numpy(pixels).permute(2, 0, 1)[None] for pixels in (image.pixels, reference.pixels))
-    return float(psnr(one, other, data_range=255))
+    dtype = image.pixels.dtype
+    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    wide = {np.dtype(np.uint16): np.int32, np.dtype(np.float16): np.float32}.get(dtype, dtype)  # torch knows few of 16 bits
+    one, other = (
+        torch.from_numpy(pixels.astype(wide, copy=False)).permute(2, 0, 1)[None] for pixels in (image.pixels, reference.pixels)
+    )
+    return float(psnr(one, other, data_range=top))

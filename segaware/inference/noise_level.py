@@ -17,8 +17,9 @@ from torch import Tensor
 
 from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError
+from segaware.image_io import Source
 
-__all__ = ["CLEAN_LOOKING", "METHODS", "estimate_noise", "estimate_picture"]
+__all__ = ["CLEAN_LOOKING", "METHODS", "estimate_file", "estimate_noise", "estimate_picture"]
 
 METHODS = ("auto", "patch", "wavelet")
 #: Below this level an image cannot be told from a clean one: the texture of photographs reads so.
@@ -70,21 +71,70 @@ def estimate_noise(images: Tensor, *, method: str = "auto", clipped: bool | None
 
 
 def estimate_picture(pixels: np.ndarray, *, method: str = "auto") -> float:
-    """:func:`estimate_noise` of an array ``(H, W, C)``, uint8 (clipped, then) or float in [0, 1].
+    """:func:`estimate_noise` of an array ``(H, W, C)``, uint8 or uint16 (clipped, then) or float in [0, 1].
 
-    Of a large uint8 picture no float copy is made.
+    Of a large picture no float copy is made.
     """
-    if pixels.dtype == np.uint8 and pixels.ndim == 3 and 0 not in pixels.shape:
+    if pixels.dtype.newbyteorder("=") in (np.uint8, np.uint16) and pixels.ndim == 3 and 0 not in pixels.shape:
         if method not in METHODS:
             raise InputError(f"estimate_picture: method {method!r} is unknown; use one of {', '.join(METHODS)}")
-        writable = pixels if pixels.flags.writeable else pixels.copy()
-        return _level(torch.from_numpy(writable).permute(2, 0, 1), method, True)
+        step = None if method == "wavelet" else _sparse(*pixels.shape[:2])
+        if step is not None:
+            parts = [pixels[top : top + _SIDE] for top in range(0, len(pixels) - _SIDE + 1, step)]
+            return _level(_tensor(_columns(parts, step)), method, True, _SIDE)
+        return _level(_tensor(pixels), method, True)
     images = torch.as_tensor(np.array(pixels, dtype=np.float32 if pixels.dtype.kind == "f" else pixels.dtype))
     return float(estimate_noise(images.permute(2, 0, 1)[None] if images.ndim == 3 else images, method=method))
 
 
-def _level(image: Tensor, method: str, clipped: bool) -> float:
-    """The level of one image ``(C, H, W)``, float or uint8."""
+def estimate_file(source: Source) -> float:
+    """:func:`estimate_picture` of an opened image file, of which no more is kept in memory than is looked at.
+
+    Raises:
+        ImageError: damaged further down.
+        InputError: floats that are not finite or on another scale; too small.
+    """
+    head = source.head
+    step = _sparse(head.height, head.width)
+    if step is None:
+        return estimate_picture(source.whole().pixels)
+    parts, clipped = [], True
+    for _ in range(0, head.height, step):
+        rows = source.rows(step)[:, :, : head.channels]
+        if head.dtype.kind == "f":
+            whole = torch.from_numpy(rows.astype(np.float32))
+            check_finite(whole, where=str(source.path))
+            check_range(whole, where=str(source.path))
+            clipped = clipped and bool(whole.min() >= 0 and whole.max() <= 1)
+        if len(rows) >= _SIDE:
+            parts.append(rows[:_SIDE].copy())
+    return _level(_tensor(_columns(parts, step)), "auto", clipped, _SIDE)
+
+
+def _sparse(height: int, width: int) -> int | None:
+    """How far apart the patches of a large picture lie, where they do not overlap; None for others."""
+    step = _step(height, width)
+    return step if step > _SIDE and min(height, width) >= 3 * _SIDE else None
+
+
+def _columns(parts: list[np.ndarray], step: int) -> np.ndarray:
+    """Of rows that are looked at, the columns that are: patches side by side, ``(8 n, 8 m, C)``."""
+    rows = np.concatenate(parts)
+    count = (rows.shape[1] - _SIDE) // step + 1
+    return np.concatenate([rows[:, first * step : first * step + _SIDE] for first in range(count)], axis=1)
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """``(C, H, W)``: uint8 as it is, others as float32 on the [0, 1] scale."""
+    if pixels.dtype == np.uint8:
+        ready = pixels if pixels.flags.writeable else pixels.copy()
+    else:
+        ready = pixels.astype(np.float32) / (1 if pixels.dtype.kind == "f" else np.float32(65535))
+    return torch.from_numpy(np.ascontiguousarray(ready)).permute(2, 0, 1)
+
+
+def _level(image: Tensor, method: str, clipped: bool, step: int | None = None) -> float:
+    """The level of one image ``(C, H, W)``, float or uint8; its patches ``step`` apart, None = by its size."""
     height, width = image.shape[1:]
     if min(height, width) < 2:
         raise InputError(f"noise level: an image of {height} x {width} is too small; give at least 2 x 2 pixels")
@@ -97,16 +147,16 @@ def _level(image: Tensor, method: str, clipped: bool) -> float:
     different += [image[i : i + 1] for i in range(1, len(image)) if not torch.equal(image[i], image[0])]
     if len(different) <= 4 and patches >= 20 * len(different) * _SIDE**2:
         different = [torch.cat(different)]
-    return math.sqrt(sum(_patch(channels, clipped) for channels in different) / len(different))
+    return math.sqrt(sum(_patch(channels, clipped, step) for channels in different) / len(different))
 
 
 def _unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def _patch(channels: Tensor, clipped: bool) -> float:
+def _patch(channels: Tensor, clipped: bool, step: int | None) -> float:
     """Variance of the noise of ``(C, H, W)`` from the eigenvalues of its patches."""
-    parts = [_unit(_grid(channel)) for channel in channels]
+    parts = [_unit(_grid(channel, step)) for channel in channels]
     means = torch.cat([part.mean(dim=1) for part in parts])
     patches = torch.cat(parts, dim=1)
     patches = patches - patches.mean(dim=0)
@@ -122,10 +172,13 @@ def _patch(channels: Tensor, clipped: bool) -> float:
     return _unclipped(variance, means) if clipped else variance
 
 
-def _grid(channel: Tensor) -> Tensor:
+def _step(height: int, width: int) -> int:
+    return max(1, math.ceil(math.sqrt(height * width / _PATCHES)))
+
+
+def _grid(channel: Tensor, step: int | None) -> Tensor:
     """Patches ``(N, 64)`` of ``(H, W)``, all of them or on a grid that gives about ``_PATCHES``."""
-    height, width = channel.shape
-    step = max(1, math.ceil(math.sqrt(height * width / _PATCHES)))
+    step = step or _step(*channel.shape)
     return channel.unfold(0, _SIDE, step).unfold(1, _SIDE, step).reshape(-1, _SIDE * _SIDE)
 
 

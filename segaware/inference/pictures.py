@@ -1,6 +1,6 @@
 """Denoise pictures: files, Pillow images and arrays with the channels last.
 
-Pixels stay 8-bit but for the window at work, so that a large photograph needs no float copy.
+Pixels stay 8- or 16-bit but for the window at work, so that a large photograph needs no float copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segaware.inference.tiling import Box
 if TYPE_CHECKING:
     from segaware.inference.engine import Engine, Progress
 
-__all__ = ["denoise_picture", "denoise_pixels"]
+__all__ = ["Depth", "adapters", "denoise_picture", "denoise_pixels"]
 
 
 def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | str | None, *, progress: Progress | None = None) -> Any:
@@ -36,7 +36,8 @@ def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | str | None, *, 
     if isinstance(picture, (str, os.PathLike)):
         picture = image_io.read(picture)
     if isinstance(picture, image_io.Image):
-        return picture.with_pixels(denoise_pixels(engine, picture.pixels, sigma, progress=progress))
+        clean = denoise_pixels(engine, picture.pixels, sigma, progress=progress)
+        return picture.with_pixels(clean.astype(picture.pixels.dtype, copy=False))
     if isinstance(picture, PILImage.Image):
         image = image_io.from_pil(picture)
         clean = denoise_pixels(engine, image.pixels, sigma, progress=progress)
@@ -47,35 +48,28 @@ def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | str | None, *, 
 def denoise_pixels(
     engine: Engine, pixels: np.ndarray, sigma: Sigma | str | None, *, progress: Progress | None = None
 ) -> np.ndarray:
-    """Denoise ``(H, W)`` or ``(H, W, C)``, uint8 or float in [0, 1]; uint8 gives uint8, float gives float32."""
+    """Denoise ``(H, W)`` or ``(H, W, C)``: uint8 gives uint8, uint16 gives uint16, floats in [0, 1] give float32."""
     if pixels.ndim == 2:
         return denoise_pixels(engine, pixels[:, :, None], sigma, progress=progress)[:, :, 0]
-    eight_bit = pixels.dtype == np.uint8
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise InputError(
             f"denoise: expected an array (H, W) or (H, W, C), got {pixels.shape}; denoise one image at a time"
         )
-    if not eight_bit:
-        if not np.issubdtype(pixels.dtype, np.floating):
-            raise InputError(
-                f"denoise: expected uint8, or floats in [0, 1], got {pixels.dtype}; divide by its largest value"
-            )
-        whole = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+    if pixels.dtype.kind == "f":
+        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
+    depth = Depth(pixels.dtype)
+    if depth.top is None:
+        whole = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         check_finite(whole, where="denoise")
         check_range(whole, where="denoise")
-        pixels = whole.numpy()
-    split, join = _adapters(pixels.shape, engine.channels)
-    clean = np.empty(pixels.shape, dtype=np.uint8 if eight_bit else np.float32)
+    split, join = adapters(pixels.shape, engine.channels)
+    clean = np.empty(pixels.shape, dtype=pixels.dtype.newbyteorder("="))
 
     def fetch(_: slice, window: Box) -> Tensor:
-        part = torch.from_numpy(np.array(pixels[window.slices]))  # (h, w, C), copied: the source may be read-only
-        return split((part.float() / 255 if eight_bit else part).permute(2, 0, 1)[None])
+        return split(depth.to_unit(pixels[window.slices]))
 
     def store(_: slice, core: Box, part: Tensor) -> None:
-        values = join(part.float())[0].permute(1, 2, 0)
-        if eight_bit:
-            values = values.clamp(0, 1).mul(255).round().to(torch.uint8)
-        clean[core.slices] = values.cpu().numpy()
+        clean[core.slices] = depth.from_unit(join(part.float()))
 
     if isinstance(sigma, str) and sigma == "auto" and engine.info.takes_sigma:
         sigma = min(1.0, estimate_picture(pixels))
@@ -86,7 +80,42 @@ def denoise_pixels(
     return clean
 
 
-def _adapters(shape: tuple[int, ...], wanted: int | None) -> Any:
+class Depth:
+    """Between the numbers of a file and [0, 1].
+
+    Args:
+        dtype: uint8, uint16 or a floating type.
+
+    Raises:
+        InputError: another one.
+    """
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype.newbyteorder("=")
+        if self.dtype not in (np.uint8, np.uint16) and dtype.kind != "f":
+            raise InputError(f"denoise: expected uint8, uint16, or floats in [0, 1], got {dtype}; divide by its largest value")
+        self.top = None if dtype.kind == "f" else float(np.iinfo(dtype).max)
+
+    def to_unit(self, pixels: np.ndarray) -> Tensor:
+        """``(h, w, C)`` -> ``(1, C, h, w)`` float32, a copy: the source may be read-only."""
+        if pixels.dtype == np.uint8:  # eight bits are widened by torch, four times as fast
+            part = torch.from_numpy(np.array(pixels)).float()
+        else:
+            part = torch.from_numpy(pixels.astype(np.float32))
+        return (part if self.top is None else part / self.top).permute(2, 0, 1)[None]
+
+    def from_unit(self, part: Tensor) -> np.ndarray:
+        """``(1, C, h, w)`` -> ``(h, w, C)``; integers are clamped and rounded."""
+        values = part[0].permute(1, 2, 0)
+        if self.top is None:
+            return values.cpu().numpy().astype(self.dtype)
+        values = values.clamp(0, 1).mul(self.top).round()
+        if self.dtype == np.uint8:
+            return values.to(torch.uint8).cpu().numpy()
+        return values.cpu().numpy().astype(self.dtype)
+
+
+def adapters(shape: tuple[int, ...], wanted: int | None) -> Any:
     """How ``(1, C, h, w)`` goes into a model that takes ``wanted`` channels, and how it comes back."""
     channels = shape[2]
     if wanted is None or wanted == channels:

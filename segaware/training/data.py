@@ -82,7 +82,7 @@ class ImageFiles(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         if index in self._kept:
             return self._kept[index]
-        pixels = image_io.read(self.files[index]).pixels
+        pixels = image_io.read(self.files[index], deep=False).pixels
         if pixels.shape[2] == 1 and self.channels == 3:
             pixels = np.repeat(pixels, 3, axis=2)
         if pixels.shape[2] != self.channels:

@@ -89,6 +89,26 @@ def test_a_palette_is_noted(run, here):
     assert result.exit_code == 0 and "p.png: palette converted to RGB" in result.stderr
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_stay_16(run, here, ending, channels):
+    if ending == "tif":
+        pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (6, 8, channels), dtype=np.uint16)
+    noisy = Image(pixels, pixels[:, :, 0].copy(), icc_profile=b"profile", resolution=(300, 300))
+    image_io.write(here / f"a.{ending}", noisy)
+    assert run(f"a.{ending}", "-o", f"b.{ending}").exit_code == 0
+    clean = image_io.read(here / f"b.{ending}")
+    assert np.array_equal(clean.pixels, segaware.denoise(pixels)) and clean.pixels.dtype == np.uint16
+    assert np.array_equal(clean.alpha, noisy.alpha) and clean.icc_profile == b"profile" and clean.resolution
+    image_io.write(here / "clean.png", noisy)
+    result = run(f"a.{ending}", "-o", f"c.{ending}", "--reference", "clean.png")
+    assert "PSNR inf dB before, " in result.stdout and "dB after (of the 16-bit images)" in result.stdout
+    assert np.array_equal(image_io.read(here / f"c.{ending}").pixels, clean.pixels)
+    result = run(f"a.{ending}", "-o", "c.jpg")
+    assert result.exit_code == 1 and "JPEG cannot hold" in result.stderr and not (here / "c.jpg").exists()
+
+
 # folders
 
 
@@ -197,11 +217,11 @@ def test_the_disk_fills_up(run, here, monkeypatch):
     save(here / "a.png")
     old = save(here / "b.png", 2, 2).read_bytes()
 
-    def fill(self, file, **options):
-        file.write(b"half a picture")
+    def fill(self):
+        self._file.write(b"half a picture")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(PILImage.Image, "save", fill)
+    monkeypatch.setattr("segaware.image_io.target.PngWriter.finish", fill)
     result = run("a.png", "-o", "b.png", "--overwrite")
     assert result.exit_code == 1 and "b.png: cannot be written (No space left on device)" in result.stderr
     assert files(here) == ["a.png", "b.png"] and (here / "b.png").read_bytes() == old
@@ -223,14 +243,14 @@ def test_a_reference_of_another_size(run, here):
 
 def test_interrupt(run, here, monkeypatch):
     save(here / "in" / "a.png"), save(here / "in" / "b.png")
-    write = image_io.write
+    write = image_io.Target.write
 
-    def interrupt(path, image):
-        if path.name == "b.png":
+    def interrupt(self, rows):
+        write(self, rows)
+        if self.path.name == "b.png":
             raise KeyboardInterrupt
-        return write(path, image)
 
-    monkeypatch.setattr(image_io, "write", interrupt)
+    monkeypatch.setattr(image_io.Target, "write", interrupt)
     result = run("in", "-o", "out")
     assert result.exit_code == 130 and "interrupted; finished files are kept" in result.stderr
     assert files(here / "out") == ["a.png"]

@@ -28,6 +28,26 @@ def test_arrays(halve, shape):
     assert floats.dtype == np.float32 and np.allclose(floats, pixels / 510, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (7, 9, 1), (7, 9, 3)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_arrays(halve, shape, order):
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, shape, dtype=np.uint16)
+    clean = denoise(pixels.astype(f"{order}u2"), halve(), tile=4)
+    assert clean.dtype == np.uint16 and clean.shape == shape
+    assert np.abs(clean.astype(int) - pixels / 2).max() <= 0.5
+    network = halve()
+    network.forward = lambda noisy: noisy
+    assert np.array_equal(denoise(pixels, network), pixels)  # there and back changes no bit
+    network.forward = lambda noisy: noisy * 3 - 1
+    assert denoise(np.array([[0, 32768, 65535]], np.uint16), network).tolist() == [[0, 32769, 65535]]
+
+
+def test_16_bit_gray_of_pillow(halve):
+    pixels = np.array([[0, 1000, 65534]], np.uint16)
+    clean = denoise(PILImage.fromarray(pixels), halve())
+    assert clean.mode == "I;16" and np.array(clean).tolist() == [[0, 500, 32767]]
+
+
 def test_8_bit_results_are_clamped_and_rounded(halve):
     network = halve()
     network.forward = lambda noisy: noisy * 3 - 1
@@ -98,7 +118,7 @@ def test_pillow_images(halve, mode):
 @pytest.mark.parametrize(
     ("picture", "repair"),
     [
-        (np.zeros((4, 4, 3), np.uint16), "divide by its largest"),
+        (np.zeros((4, 4, 3), np.int32), "divide by its largest"),
         (np.zeros((4, 4, 3), bool), "divide by its largest"),
         (np.full((4, 4, 3), 128.0), "divide by 255"),
         (np.full((4, 4, 3), np.nan), "nan_to_num"),
