@@ -118,17 +118,18 @@ def in_short(found: Found) -> list[str]:
         best = max(free, key=lambda g: num(g["gain"]))
         psnr = found.row(found.frames, "psnr", noise, best["contestant"])
         cost = (psnr or {}).get("against", {}).get("fidelity", {})
-        word = "helps" if num(best["gain_low"]) > 0 else "harms" if num(best["gain_high"]) < 0 else "cannot be told from no awareness"
+        sure = num(best["p_holm"]) < 0.05  # corrected, for it is the best of several
+        word = "cannot be told from no awareness" if not sure else "helps" if num(best["gain"]) > 0 else "harms"
         line = (
             f"{noise}: the gap of the control to clean input is {text(best['gap'], 1, 100)} points of mIoU. Best without labels: `{best['contestant']}`,"
-            f" {bracket(best, 'gain')} points across the held-out judges: it {word}"
+            f" {bracket(best, 'gain')} points across the held-out judges (seeds: {', '.join(text(g, 1, 100, True) for g in best['seed_gains'])}): it {word}"
         )
         if "closed" in best:
             line += f", and closes {bracket(best, 'closed', 0, 100, False)} % of the gap"
         line += f"; PSNR {text(cost.get('difference'), 2, 1, True)} dB"
         keep = found.gap(noise, "fidelity+keep")
         if keep is not None:
-            line += f". Giving noise back, without training: {bracket(keep, 'gain')} points"
+            line += f". Giving noise back, without training: {bracket(keep, 'gain')} points; over that: {bracket(best, 'over_keep')}"
         taught = [g for g in found.record.get("gaps", ()) if g["noise"] == noise and found.labels(g["contestant"]) and "+" not in g["contestant"]]
         if taught:
             top = max(taught, key=lambda g: num(g["gain"]))
@@ -166,18 +167,20 @@ def final(found: Found) -> list[str]:
         f"{source['images']} frames of {source['source']['name']}{' (' + source['source']['note'] + ')' if source['source'].get('note') else ''};"
         f" brackets are 95 % bootstrap intervals over {'blocks of ' + str(source['block']) + ' neighbouring frames' if source['block'] > 1 else 'images'},"
         " paired with the control, all seeds together. They say nothing of other streets. `+keep`: the share of the noise that was best on held-out"
-        " data is given back, level by level.", "",
+        " data is given back, level by level. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
+        " over that under the training segmenter, where the latter is one.", "",
     ]  # fmt: skip
     for noise in found.noises(source):
         judges = [j for j in source["judges"] if j != "home"]
-        rows = [["contestant", "PSNR, dB", "against the control", "mIoU across judges, gain in points", "of the gap, %", "retention", *judges, "training segmenter"]]
+        rows = [["contestant", "PSNR, dB", "against the control", "mIoU across judges, gain in points", "p", "each seed", "of the gap, %", "retention", *judges, "training segmenter"]]
         for name in found.names(source):
             psnr, gap = found.row(source, "psnr", noise, name), found.gap(noise, name)
             against = (psnr or {}).get("against", {}).get("fidelity", {})
             value = "–" if not against else f"{text(against['difference'], 3, 1, True)} [{text(against['low'], 3, 1, True)}, {text(against['high'], 3, 1, True)}]"
             cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
             gap = gap or {}
-            rows.append([f"`{name}`", text((psnr or {}).get("value")), value, bracket(gap, "gain"), bracket(gap, "closed", 0, 100, False),
+            seeds = ", ".join(text(g, 1, 100, True) for g in gap.get("seed_gains", ()))
+            rows.append([f"`{name}`", text((psnr or {}).get("value")), value, bracket(gap, "gain"), text(gap.get("p_holm"), 3), seeds or "–", bracket(gap, "closed", 0, 100, False),
                          bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
         out += [f"### {noise}", "", *grid(rows)]
     return [*out, *beyond(found)]
@@ -186,6 +189,10 @@ def final(found: Found) -> list[str]:
 def beyond(found: Found) -> list[str]:
     """Is it more than retained texture? Differences from the control with give-back."""
     rows = [["contestant", "judge", *found.noises(found.frames)]]
+    for name in found.names(found.frames):
+        if name not in ("fidelity", "fidelity+keep"):
+            gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
+            rows.append([f"`{name}`", "**across**", *(f"{bracket(g, 'over_keep')}, p {text(g.get('over_keep_p_holm'), 3)}" for g in gaps)])
     for name in found.names(found.frames):
         if name in ("fidelity", "fidelity+keep", "noisy"):
             continue

@@ -54,7 +54,7 @@ def parse(argv=None):
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
     p.add_argument("--seeds", nargs="+", type=int, help="[0; final 0 1 2]")
     p.add_argument("--share", type=float, default=0.1, help="of fidelity's gradient that factor 1 gives to awareness")
-    p.add_argument("--factor", nargs="+", type=float, default=[1 / 3, 1.0, 3.0], help="of that weight, in the screen")
+    p.add_argument("--factor", nargs="+", type=float, help="of that weight [1/3 1 3; final: as the screen chose, else 1]")
     p.add_argument("--carry", type=int, default=5, help="contestants without labels that go to the final")
     p.add_argument("--batch-size", type=int, default=4)
     p.add_argument("--patch-size", type=int, default=96)
@@ -116,7 +116,7 @@ def jobs(setting, phase: str) -> list[Run]:
     if phase == "screen":
         names = resolve(args.contestants or ["all"])
         seeds = args.seeds or [0]
-        factors = sorted(args.factor, key=lambda f: abs(f - 1))
+        factors = sorted(args.factor or [1 / 3, 1.0, 3.0], key=lambda f: abs(f - 1))
         return [
             Run("screen", name, factor, seed)
             for factor in factors for seed in seeds for name in names if entrant(name).swept or factor == factors[0]
@@ -128,8 +128,12 @@ def jobs(setting, phase: str) -> list[Run]:
         names = carried(chosen, args.carry)
     else:
         raise TrainingError(f"{args.out}: no screen to choose from; run --screen first, or name --contestants")
-    seeds = args.seeds or [0, 1, 2]
-    return [Run("final", n, chosen[n]["factor"] if n in chosen else 1.0, seed) for seed in seeds for n in names]
+    seeds, given = args.seeds or [0, 1, 2], (args.factor or [1.0])[0]
+
+    def factor(name: str) -> float:
+        return chosen[name]["factor"] if name in chosen else given if entrant(name).swept else 1.0
+
+    return [Run("final", name, factor(name), seed) for seed in seeds for name in names]
 
 
 def work(setting, runs: list[Run]) -> None:

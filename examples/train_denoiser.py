@@ -21,6 +21,7 @@ from segaware.losses import LABEL_FREE, label_free
 from segaware.losses.judge_pool import JudgePoolLoss
 from segaware.training import Recipe, fit
 from segaware.training.data import image_files
+from segaware.training.guard import stop_if_dominated
 
 
 def awareness(name: str, segmenters: list[str]) -> object:
@@ -68,6 +69,7 @@ def main() -> None:
                 raise TrainingError("--hold-identity is for ffdnet; leave it out")
             denoiser.hold_identity()
         wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma)
+        stop_if_dominated(wrapper)
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
         result = fit(wrapper, [f for f in files if f not in held], recipe, args.out, validation=held or None)
     except SegawareError as error:

@@ -153,6 +153,7 @@ def train(setting: Setting, run: Run) -> dict:
             raise
         result |= {"state": "stopped", "error": str(error)}
     guard.remove()
+    wrapper.cpu()  # the segmenters are shared with the contestants that follow
     result |= {"shares": shares_of(folder / "log.jsonl"), "minutes": round((time.monotonic() - start) / 60, 2)}
     return result
 

@@ -20,6 +20,7 @@ from segaware.training.data import ImageFiles, image_files
 
 HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
 HELD_IMAGES = 32
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Setting:
         return self.once("home", lambda: [load_entry(locate(spec)) for spec in self.args.segmenter])
 
     def home_judge(self) -> Judge:
-        return self.once("home judge", lambda: Judge("home", load_entry(locate(self.args.segmenter[0]))))
+        return self.once("home judge", lambda: Judge("home", load_entry(locate(self.args.segmenter[0])), device=DEVICE))
 
     def judges(self) -> list[Judge]:
         """The held-out judges.
@@ -108,7 +109,7 @@ class Setting:
 
         def check():
             trained = {hash_module(load_entry(locate(spec))): spec for spec in self.args.segmenter}
-            found = [open_judge(spec) for spec in self.args.judge]
+            found = [open_judge(spec, device=DEVICE) for spec in self.args.judge]
             for judge in found:
                 if judge.key in trained and not self.args.force:
                     raise EvaluationError(

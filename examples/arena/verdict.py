@@ -7,12 +7,13 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
 from segaware.evaluation.report import read_report
 from segaware.evaluation.results import Measure, Results, number
-from segaware.evaluation.significance import compare, holm, interval, replicates, resample, statistic
+from segaware.evaluation.significance import compare, holm, interval, replicates, resample, statistic, student
 
 from .entrants import ENTRANTS, TWIN, entrant, group
 from .judging import same_class
@@ -43,7 +44,10 @@ def score(run: dict, control: dict | None) -> dict:
     if control is not None:
         other = control.get("held_out", [])
         result["gain"] = result["miou"] - mean_of(other, control["contestant"], "miou:")
-        result["cost"] = mean_of(other, control["contestant"], "psnr") - result["psnr"]
+        frames = mean_of(other, control["contestant"], "psnr") - result["psnr"]
+        lost = [psnr - run["photographs_psnr"][level] for level, psnr in control.get("photographs_psnr", {}).items()]
+        result |= {"frames_cost": frames, "photographs_cost": float(np.mean(lost)) if lost else math.nan}
+        result["cost"] = max(frames, float(np.mean(lost))) if lost else frames  # neither kind of picture may pay
     return result
 
 
@@ -106,21 +110,23 @@ class Panel:
         if any(same_class(f / f"test-{which}") for found in folders.values() for f in found):
             self.measures.append(Measure("same-class", "first class of SqueezeNet kept (%)", percent=True))
 
-    def seeds(self, name: str, measure: Measure, noise: str) -> list[np.ndarray]:
-        """One array of images a seed; empty where it was not measured."""
+    def seeds(self, name: str, measure: Measure, noise: str) -> dict[str, np.ndarray]:
+        """By seed, one array of images; empty where it was not measured."""
         base = name.removesuffix("+keep")
         if measure.key == "same-class":
-            looks = [same_class(f / f"test-{self.which}").get(noise) for f in self.folders[base]] if base == name else []
-            return [np.array([float(look.get(i, math.nan)) for i in self.images]) for look in looks if look]
-        found = []
-        for results in self.reports[base]:
+            looks = {f.name: same_class(f / f"test-{self.which}").get(noise) for f in self.folders[base]} if base == name else {}
+            return {
+                f.rpartition("-s")[2]: np.array([float(look.get(i, math.nan)) for i in self.images]) for f, look in looks.items() if look
+            }
+        found = {}
+        for folder, results in zip(self.folders[base], self.reports[base], strict=True):
             data = results.data(measure, results.names.index(name), self.noises.index(noise))
             if not np.isnan(data).all():
-                found.append(data)
+                found[folder.name.rpartition("-s")[2]] = data
         return found
 
     def data(self, name: str, measure: Measure, noise: str) -> np.ndarray | None:
-        seeds = self.seeds(name, measure, noise)
+        seeds = list(self.seeds(name, measure, noise).values())
         if not seeds:
             return None
         return np.mean(seeds, 0) if measure.kind == "mean" else np.sum(seeds, 0)
@@ -155,7 +161,7 @@ def table(panel: Panel, level: float = 0.95) -> list[dict]:
                 low, high = interval(value, values, level=level, units=units) if np.isfinite(data).all() else (math.nan, math.nan)
                 row = {"measure": measure.key, "noise": noise, "contestant": name, "value": value, "low": low, "high": high,
                        "better": measure.better, "percent": measure.percent, "digits": measure.digits, "title": measure.title,
-                       "seeds": [_figure(seed, measure.kind) for seed in panel.seeds(name, measure, noise)], "against": {}}  # fmt: skip
+                       "seeds": [_figure(seed, measure.kind) for seed in panel.seeds(name, measure, noise).values()], "against": {}}  # fmt: skip
                 for other in ("fidelity", "fidelity+keep"):
                     base = panel.data(other, measure, noise) if other in panel.names and other != name else None
                     if base is None:
@@ -204,6 +210,11 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             across = tuple(np.mean([gains_of[name, j][k] for j in mine], 0) for k in (0, 1))
             gap = tuple(np.mean([gaps_of[j][k] for j in mine], 0) for k in (0, 1))
             row = {"noise": noise, "contestant": name, "judges": mine, **_with("gain", across, units, level), **_with("gap", gap, units, level)}
+            row |= {"p": _p(across, units, level), "seed_gains": _of_seeds(panel, name, noise, mine)}
+            back = [gains_of.get(("fidelity+keep", j)) for j in mine]
+            if name != "fidelity+keep" and all(b is not None for b in back):
+                over = tuple(across[k] - np.mean([b[k] for b in back], 0) for k in (0, 1))
+                row |= _with("over_keep", over, units, level) | {"over_keep_p": _p(over, units, level)}
             if row["gap_low"] > 0:
                 row |= _with("closed", _ratio(across, gap), units, level)
             home = gains_of.get((name, "home"))
@@ -215,7 +226,32 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
                 j: {**_with("gain", gains_of[name, j], units, level), "gap": number(gaps_of[j][0])} for j in judges if (name, j) in gains_of
             }
             rows.append(row)
+        here = [row for row in rows if row["noise"] == noise]
+        for key in ("p", "over_keep_p"):
+            family = [row for row in here if key in row]
+            for row, p in zip(family, holm([row[key] for row in family]), strict=True):
+                row[f"{key}_holm"] = p
     return rows
+
+
+def _of_seeds(panel: Panel, name: str, noise: str, judges: list[str]) -> list[float]:
+    """The gain across judges of each seed, against the control of that seed."""
+    found: list[list[float]] = []
+    for judge in judges:
+        measure = next(m for m in panel.measures if m.key == f"miou:{judge}")
+        own, control = (panel.seeds(n, measure, noise) for n in (name, "fidelity"))
+        found.append([_figure(own[s], measure.kind) - _figure(control[s], measure.kind) for s in own if s in control])
+    return [float(np.mean(gains)) for gains in zip(*found, strict=True)]
+
+
+def _p(pair, units: int, level: float) -> float:
+    """Two-sided, from the bootstrap, stretched for few units as the intervals are."""
+    values = pair[1][np.isfinite(pair[1])]
+    if units < 2 or not len(values):
+        return math.nan
+    stretch = student(level, units - 1) / NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(units / (units - 1))
+    values = pair[0] + stretch * (values - pair[0])
+    return min(1.0, 2 * (float(min((values <= 0).sum(), (values >= 0).sum())) + 1) / (len(values) + 1))
 
 
 def _ratio(top, bottom):
@@ -254,6 +290,7 @@ def collect(out: Path, record: dict) -> dict:
             if (folder / f"test-{which}" / "report.json").is_file():
                 folders.setdefault(run["contestant"], []).append(folder)
         if folders:
+            folders = {name: folders[name] for name in sorted(folders, key=lambda n: n != "fidelity")}  # the control first
             panel = Panel(folders, which)
             first = panel.reports[next(iter(panel.reports))][0]
             result["reported"][which] = {

@@ -1,0 +1,91 @@
+"""docs/make_awareness.py: a page from any part of the comparison's JSON."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("make_awareness", DOCS / "make_awareness.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def figures(name, psnr, miou):
+    return [{"measure": key, "noise": "sigma 50", "contestant": name, "value": value}
+            for key, value in (("psnr", psnr), ("miou:home", 0.9), ("miou:a", miou), ("miou:b", miou))]  # fmt: skip
+
+
+def record():
+    fidelity = {"contestant": "fidelity", "factor": 1.0, "seed": 0, "steps": 9, "state": "trained", "shares": {}, "keep": {"sigma 50": 0.04},
+                "held_out": figures("fidelity", 27.0, 0.4) + figures("fidelity+0.04", 26.9, 0.43)}  # fmt: skip
+    kl = {"contestant": "kl", "factor": 3.0, "seed": 0, "steps": 9, "state": "trained", "shares": {"consistency": [0.3, 0.2]},
+          "held_out": figures("kl", 26.95, 0.42)}  # fmt: skip
+    stopped = {"contestant": "kl", "factor": 9.0, "seed": 0, "steps": 9, "state": "stopped", "shares": {}, "error": "awareness dominates"}
+    return {
+        "schema": 1, "budget": 0.1, "skipped": {"dms": "needs a second --segmenter"}, "reported": {}, "gaps": [], "instead": {},
+        "setting": {"start": "s", "segmenter": ["home"], "judge": ["x/a", "x/b"], "share": 0.1, "optimizer": "muon", "learning_rate": 3e-4, "batch_size": 4, "patch_size": 96},
+        "contestants": {"fidelity": {"group": "control", "what": "no awareness", "labels": "none"}, "kl": {"group": "later", "what": "KL", "labels": "none"}},
+        "screen": {"runs": [fidelity, kl, stopped], "chosen": {"fidelity": {"factor": 1.0, "miou": 0.4, "psnr": 27.0, "gain": 0.0, "cost": 0.0},
+                                                              "kl": {"factor": 3.0, "miou": 0.42, "psnr": 26.95, "gain": 0.02, "cost": 0.05}}},
+        "final": {"runs": [], "chosen": {}},
+    }  # fmt: skip
+
+
+def with_final(found):
+    def row(measure, noise, name, value, **more):
+        gap = {"difference": 0.01, "low": None, "high": 0.02, "p": 0.01, "p_holm": 0.03, "n": 26}
+        against = {} if name == "fidelity" else {"fidelity": gap, "fidelity+keep": gap}
+        return {"measure": measure, "noise": noise, "contestant": name, "value": value, "low": 0.1, "high": None, "better": 1, "percent": ":" in measure,
+                "digits": 2, "title": measure, "seeds": [value], "against": against, **more}  # fmt: skip
+
+    rows = [row(m, n, c, 0.4) for m in ("psnr", "miou:home", "miou:a", "changed:a") for n in ("sigma 50", "clean") for c in ("fidelity", "fidelity+keep", "kl")]
+    found["reported"]["frames"] = {"source": {"name": "CamVid val", "note": "one clip"}, "images": 26, "block": 3, "rows": rows, "judges": ["home", "a"]}
+    found["reported"]["photographs"] = {"source": {"name": "CBSD68"}, "images": 68, "block": 1, "rows": [r for r in rows if r["noise"] != "clean"], "judges": ["home", "a"]}
+    gap = {"noise": "sigma 50", "judges": ["a"], "gain": 0.021, "gain_low": 0.011, "gain_high": 0.031, "gap": 0.08, "gap_low": 0.05, "gap_high": 0.1,
+           "closed": 0.26, "closed_low": 0.1, "closed_high": 0.4, "p": 0.001, "p_holm": 0.002, "seed_gains": [0.02, 0.022]}  # fmt: skip
+    found["gaps"] = [{**gap, "contestant": "kl", "retention": 0.8, "retention_low": 0.5, "retention_high": None, "over_keep": 0.004, "over_keep_low": -0.01, "over_keep_high": 0.02},
+                     {**gap, "contestant": "fidelity+keep", "gain": 0.017, "p_holm": 0.3}]  # fmt: skip
+    found["final"]["runs"] = [{"contestant": "fidelity", "seed": 0, "steps": 20, "state": "trained", "keep": {"sigma 50": 0.04}, "held_out": found["screen"]["runs"][0]["held_out"]}]
+    found["instead"] = {"steps": 5, "rows": [{"noise": "sigma 50", "images": "noisy", "segmenter": "home", "value": 0.1, "low": None, "high": None}]}
+    return found
+
+
+def test_a_screen_alone(make, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(record()))
+    page = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "page" / "awareness.md")])
+    text = page.read_text()
+    assert "2.00 | -0.050" in text and "have not been measured yet" in text and "## The final" not in text
+    assert "dms`: needs a second" in text and "awareness dominates" in text
+    assert {p.name for p in (tmp_path / "page/images").iterdir()} == {"awareness-frontier.png", "awareness-keep.png"}
+
+
+def test_the_whole(make, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(with_final(record())))
+    text = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md")]).read_text()
+    assert "Best without labels: `kl`, +2.1 [+1.1, +3.1] points across the held-out judges (seeds: +2.0, +2.2): it helps" in text
+    assert "closes 26 [10, 40] % of the gap" in text and "over that: +0.4 [-1.0, +2.0]" in text
+    for head in ("## Photographs", "## Do no harm", "## Noise given back", "## If you may touch the segmenter", "More than retained texture?"):
+        assert head in text
+    widths = [line.count("|") for line in text.splitlines() if line.startswith("| `kl`")]
+    assert widths and "nan" not in text and "None" not in text
+
+
+def test_nothing_yet(make):
+    found = record()
+    found["screen"], found["skipped"] = {"runs": [], "chosen": {}}, {}
+    assert "Done so far: nothing." in make.page(found)
+
+
+def test_what_is_no_result(make, tmp_path):
+    for content in ("{", '{"schema": 1}'):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(SystemExit, match="--collect"):
+            make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md")])
+    assert make.text(-0.0001) == "0.00" and make.text("inf") == "inf" and make.text(None) == "–"
