@@ -1,7 +1,7 @@
 """How fast it is, beside the machine's own matrix rates. All ratios are of one run, sides in turn.
 
     python tests/benchmarks/speed.py                       everything, about half an hour on two cores
-    python tests/benchmarks/speed.py --only training       one section: rates training awareness denoise import memory
+    python tests/benchmarks/speed.py --only training       one section: rates training awareness denoise cascade import memory
     python tests/benchmarks/speed.py --quick               tiny sizes: does it run? (its figures mean nothing)
     python tests/benchmarks/speed.py --json speed.json     the same as JSON
 
@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SECTIONS = ("rates", "training", "awareness", "denoise", "import", "memory")
+SECTIONS = ("rates", "training", "awareness", "denoise", "cascade", "import", "memory")
 Case = Callable[[], float]  # runs once and gives the seconds that count
 
 
@@ -201,6 +201,63 @@ def denoise_difference(_: str, quick: bool) -> Case:
     return lambda: difference
 
 
+def cascade(quick: bool):
+    """S1 D1 S2 D2 S3 D3 for 11 classes with norms that do something, and an image of CamVid's size."""
+    import torch
+    from torch import nn
+
+    from segaware import DDFN, SDABN, SDB, HRNetSegmenter
+
+    torch.manual_seed(0)
+    size = {"width": 4, "modules": (1, 1, 1), "blocks": 1, "bottlenecks": 1} if quick else {}
+    depth = {"blocks": 2} if quick else {}
+    model = SDABN([SDB(HRNetSegmenter(11, init="kaiming", **size), DDFN(condition_channels=11, **depth)) for _ in range(3)])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    for block in model.blocks:
+        block.denoiser.reconstruct.weight.data.mul_(100)  # images of the order of 1
+    return model.eval(), torch.rand(1, 3, *((64, 80) if quick else (360, 480)))
+
+
+def cascade_by_hand(model, noisy):
+    """The recurrence as one would write it down: contiguous, norms not folded, default allocator."""
+    import torch
+    import torch.nn.functional as F
+
+    estimate = None
+    with torch.no_grad():
+        for block in model.blocks:
+            logits = block.segmenter(noisy if estimate is None else estimate)
+            condition = F.interpolate(logits, noisy.shape[-2:], mode="bilinear", align_corners=False)
+            estimate = block.denoiser(noisy if estimate is None else estimate + noisy, condition=condition)
+    return estimate
+
+
+def cascade_eager(_: str, quick: bool) -> Case:
+    model, noisy = cascade(quick)
+    return lambda: clock(lambda: cascade_by_hand(model, noisy))
+
+
+def cascade_segaware(precision: str, quick: bool) -> Case:
+    """An engine made ready once, as for a folder of frames."""
+    from segaware.inference.engine import Engine
+
+    model, noisy = cascade(quick)
+    engine = Engine(model, precision=precision).__enter__()
+    return lambda: clock(lambda: engine(noisy))
+
+
+def cascade_difference(_: str, quick: bool) -> Case:
+    """Not a time: the largest difference between the two."""
+    from segaware.inference.engine import Engine
+
+    model, noisy = cascade(quick)
+    difference = float((Engine(model, precision="float32")(noisy) - cascade_by_hand(model, noisy)).abs().max())
+    return lambda: difference
+
+
 SIDES: dict[str, Callable[[str, bool], Case]] = {
     "rate": rate,
     "training-plain": training_plain,
@@ -210,6 +267,9 @@ SIDES: dict[str, Callable[[str, bool], Case]] = {
     "denoise-deepinv": denoise_deepinv,
     "denoise-kair": denoise_kair,
     "denoise-difference": denoise_difference,
+    "cascade-eager": cascade_eager,
+    "cascade-segaware": cascade_segaware,
+    "cascade-difference": cascade_difference,
 }
 
 
@@ -315,6 +375,20 @@ def measure_denoise(report: Report, quick: bool, rates: dict[str, float]) -> Non
     report.add("  largest difference from the eager forward", difference, "", 1e-5)
 
 
+def measure_cascade(report: Report, quick: bool, _: dict[str, float]) -> None:
+    sides = {
+        "eager": ("cascade-eager", ""), "float32": ("cascade-segaware", "float32"), "bfloat16": ("cascade-segaware", "bfloat16"),
+    }  # fmt: skip
+    times = in_turn(sides, 2 if quick else 7, quick)
+    report.add("SDABN x3, 11 classes, one image: the plain loop, float32", times["eager"], "s")
+    for precision in ("float32", "bfloat16"):
+        report.add(f"  segaware's engine, {precision}", times[precision], "s")
+    report.add("  float32 against the plain loop", times["float32"] / times["eager"], "x", 0.6)
+    report.add("  bfloat16 against the plain loop", times["bfloat16"] / times["eager"], "x")
+    difference = in_turn({"difference": ("cascade-difference", "")}, 1, quick)["difference"]
+    report.add("  largest difference in float32", difference, "", 1e-3)
+
+
 def measure_import(report: Report, quick: bool, _: dict[str, float]) -> None:
     statements = {"torch": "import torch", "segaware": "import segaware", "both": "import torch, segaware"}
     times: dict[str, list[float]] = {name: [] for name in statements}
@@ -393,7 +467,7 @@ def main() -> None:
         if section == "rates" or (section in ("training", "denoise") and not rates):
             rates = measure_rates(report, options.quick)
         if section != "rates":
-            measures = {"training": measure_training, "awareness": measure_awareness, "denoise": measure_denoise,
+            measures = {"training": measure_training, "awareness": measure_awareness, "denoise": measure_denoise, "cascade": measure_cascade,
                         "import": measure_import, "memory": measure_memory}  # fmt: skip
             measures[section](report, options.quick, rates)
     if options.quick:
