@@ -6,6 +6,7 @@ contestant; so cells can be cached, and a run that was cut short goes on where i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -32,6 +33,9 @@ __all__ = ["evaluate"]
 
 #: Part of every key; raised when the same inputs would give other results than before.
 CACHE = 1
+
+#: Errors of the system that are no fault of the image at work: no space, over quota, read-only.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
 
 Progress = Callable[[int, int, str], None]
 
@@ -180,7 +184,9 @@ class _Run:
                     self._keep(entrant, cell, sample, estimate, maps)
         except Exception as error:  # one odd image must not end a night's run
             words = str(error) if isinstance(error, SegawareError) else f"{type(error).__name__}: {error}"
-            if _fatal(error):
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise EvaluationError(f"{item.name}, {entrant.name}: {words}; free space and run again, finished cells are kept") from error
+            if isinstance(error, EvaluationError) and "cannot be written" in words:
                 raise
             row["error"] = words
         row.update(self.measures.row(results))
@@ -222,11 +228,6 @@ class _Run:
             if judge.name in maps and judge.classes <= 255:
                 keep.save(keep.classes(name, entrant.name, judge.name, noise), maps[judge.name])
                 keep.save(keep.classes(name, "clean", judge.name), self.measures.on_clean(judge, sample))
-
-
-def _fatal(error: Exception) -> bool:
-    """A full disk is no fault of the image at work."""
-    return isinstance(error, OSError) or (isinstance(error, EvaluationError) and "cannot be written" in str(error))
 
 
 def _can_harm(entrant: Contestant) -> bool:

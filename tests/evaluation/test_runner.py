@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +124,26 @@ def test_one_failing_image_is_marked_and_the_rest_goes_on(folder, tmp_path):
     mended = Counted()
     assert not evaluate(open_source(folder), [mended], out=tmp_path).failures
     assert mended.calls == [("im2", "sigma 25", 0)]
+
+
+def test_a_file_that_cannot_be_read_costs_its_cell_and_a_full_disk_the_run(folder, tmp_path):
+    def failing(code):
+        class Failing(Counted):
+            def denoise(self, noisy, cell):
+                if cell.item.name == "im2":
+                    raise OSError(code, os.strerror(code))
+                return super().denoise(noisy, cell)
+
+        return Failing()
+
+    source = open_source(folder)
+    results = evaluate(source, [failing(errno.EACCES)])
+    assert [failure["image"] for failure in results.failures] == ["im2"] and "Permission denied" in results.failures[0]["error"]
+    with pytest.raises(EvaluationError, match="im2, half: OSError: .*No space left.*finished cells are kept"):
+        evaluate(source, [failing(errno.ENOSPC)], out=tmp_path)
+    again = Counted()
+    evaluate(source, [again], out=tmp_path)
+    assert [name for name, *_ in again.calls] == ["im2", "im3", "more/im4", "more/im5"]
 
 
 @pytest.mark.parametrize(
