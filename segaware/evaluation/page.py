@@ -43,7 +43,7 @@ figure { margin: 0 0 1.6rem; } img { display: block; } .fit img { max-width: 100
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-top: 3rem; color: #555; font-size: .85rem; }
 @media (max-width: 45rem) {
   body { font-size: 15px; } th, td { padding: .3rem .45rem; } th:first-child, td:first-child { max-width: 7rem; overflow-wrap: anywhere; }
-  td small { display: block; } .fit img { max-width: none; width: 46rem; }
+  td small { display: block; } table.glance { font-size: .9em; } table.glance td { min-width: 7rem; } table.glance td:first-child { min-width: 5rem; } .fit img { max-width: none; width: 46rem; }
 }
 </style>
 </head>
