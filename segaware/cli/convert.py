@@ -15,25 +15,26 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=Command)
-@click.argument("file", type=_PATH)
-@click.option("--arch", "architecture", metavar="NAME", required=True, help="DnCNN, FFDNet or HRNetSegmenter.")
+@click.argument("files", metavar="FILE...", type=_PATH, nargs=-1, required=True)
+@click.option("--arch", "architecture", metavar="NAME", required=True, help="DnCNN, FFDNet, LiuDenoiser, DDFN, HRNetSegmenter or SDABN.")
 @click.option("-o", "--output", "folder", metavar="DIR", type=_PATH, required=True, help="Folder of the new model.")
 @click.option("--bn-eps", type=float, help="Epsilon of its batch normalisation, if not that of the layout's authors.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is in DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def convert(
-    file: Path, architecture: str, folder: Path, bn_eps: float | None, overwrite: bool, as_json: bool
+    files: tuple[Path, ...], architecture: str, folder: Path, bn_eps: float | None, overwrite: bool, as_json: bool
 ) -> None:
     """Convert FILE, a checkpoint of another project, into the model folder DIR.
 
-    Known are the networks of U-SAID's authors, KAIR (DnCNN, FFDNet), deepinv (DnCNN) and the
-    official HRNet, wrapped as trainings wrap them. Nothing in FILE is run. Its terms of use stay.
+    Known are the networks of U-SAID's authors, KAIR (DnCNN, FFDNet), deepinv (DnCNN), the official
+    HRNet, SDABN's authors (of a whole cascade the FILE of each stage, S1 D1 S2 ...), wrapped as
+    trainings wrap them, and Liu's Caffe blobs as an .npz. Nothing in FILE is run. Its terms of use stay.
     """
     from segaware.zoo.convert import CONVERTERS, convert_file
 
     names = {name.lower(): name for name in CONVERTERS}
     architecture = names.get(architecture.lower(), architecture)
-    model, found = convert_file(file, architecture, folder, bn_eps=bn_eps, overwrite=overwrite)
+    model, found = convert_file(files, architecture, folder, bn_eps=bn_eps, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if as_json:
         record = {

@@ -9,6 +9,8 @@ here it keeps every size (three pixels of padding outside, transposed outputs cr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +65,7 @@ class LiuDenoiser(nn.Module, Pretrained):
         decoder_width: channels of the decoders, which sit at every halved scale but the coarsest.
         global_skip: add the noisy image to the output (Table I has both).
         momentum: of batch normalisation; the release's moving average is PyTorch's 0.001.
+        mean: what is subtracted, by channel; None = 0.45 of each. For weights trained so by others.
 
     Shape: ``(B, channels, H, W)`` in [0, 1] plus noise -> same, the clean estimate, not clamped;
         any H, W from 1 x 1. Tiles must start at multiples of ``2 ** (scales - 1)``.
@@ -75,6 +78,8 @@ class LiuDenoiser(nn.Module, Pretrained):
         598,627 / 1,033,443 / 2,220,803 at three scales (paper: 592k / 1,026k / 2,198k).
     """
 
+    mean: Tensor | None
+
     def __init__(
         self,
         channels: int = 3,
@@ -83,16 +88,23 @@ class LiuDenoiser(nn.Module, Pretrained):
         decoder_width: int = 256,
         global_skip: bool = True,
         momentum: float = 0.001,
+        *,
+        mean: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if scales < 2 or channels < 1:
             raise InputError(f"LiuDenoiser: {scales} scales, {channels} channels; need at least 2 scales and 1 channel")
+        if mean is not None and len(mean) != channels:
+            raise InputError(f"LiuDenoiser: {len(mean)} means for {channels} channels; give one a channel")
         if encoder_width < 4 or decoder_width < 4 or encoder_width % 4 or decoder_width % 4:
             raise InputError(f"LiuDenoiser: widths {encoder_width} and {decoder_width} must be positive multiples of 4")
         self.config = {
             "channels": channels, "scales": scales, "encoder_width": encoder_width,
             "decoder_width": decoder_width, "global_skip": global_skip, "momentum": momentum,
+            **({} if mean is None else {"mean": list(mean)}),
         }  # fmt: skip
+        levels = None if mean is None else torch.tensor([float(value) for value in mean]).reshape(1, channels, 1, 1)
+        self.register_buffer("mean", levels, persistent=False)
         self.global_skip = global_skip
         self.info = DenoiserInfo(
             channels=channels, size_multiple=2 ** (scales - 1), receptive_field=12 * 2 ** (scales - 1) - 9
@@ -132,7 +144,8 @@ class LiuDenoiser(nn.Module, Pretrained):
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="LiuDenoiser")
         no_sigma(sigma, "LiuDenoiser")
-        features = self.stem(F.pad(noisy - MEAN, (3, 3, 3, 3)))  # (B, 64, H + 2, W + 2)
+        mean = MEAN if self.mean is None else self.mean
+        features = self.stem(F.pad(noisy - mean, (3, 3, 3, 3)))  # (B, 64, H + 2, W + 2)
         skips = [features]
         for encoder in self.encoders:
             features = encoder(features)
@@ -141,7 +154,7 @@ class LiuDenoiser(nn.Module, Pretrained):
         for up, decoder in zip(self.ups[:-1], self.decoders, strict=True):
             features = decoder(_join(skips.pop(), up(features)))
         estimate = self.output(_join(skips.pop(), self.ups[-1](features)))  # (B, C, H, W)
-        return noisy + estimate if self.global_skip else estimate + MEAN
+        return noisy + estimate if self.global_skip else estimate + mean
 
 
 def _join(skip: Tensor, raised: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ numbered stack            ``PREFIX.0.weight``, ... of one ``nn.Sequential``: U-S
                           or the image (FFDNet), as those do
 deepinv's DnCNN           ``in_conv``, ``conv_list.0``, ..., ``out_conv``; predicts minus the noise
 HRNet, official or timm   as :func:`segaware.segmenters.hrnet.convert_hrnet` knows it
+SDABN's stages            :mod:`segaware.zoo.sdabn_layout`: its denoiser, and cascades
+Liu's Caffe blobs         :mod:`segaware.zoo.liu_layout`: arrays in an ``.npz`` file
 ========================  ==========================================================================
 
 A stack says nothing of dilation: KAIR's IRCNN looks like a DnCNN of depth 7 and is no such thing.
@@ -21,10 +23,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,46 +32,18 @@ from torch import Tensor, nn
 from segaware.entries import CONFIG, WEIGHTS, write_entry
 from segaware.errors import InputError, WeightsError, closest
 from segaware.registry import build
+from segaware.zoo.conversion import Conversion, State, compare, in_order
 from segaware.zoo.foreign_file import open_checkpoint, unwrap
+from segaware.zoo.liu_layout import caffe_liu
+from segaware.zoo.sdabn_layout import official_ddfn, official_hrnet, official_sdabn, stages
 
-__all__ = ["CONVERTERS", "Conversion", "convert_file", "deepinv_dncnn", "official_hrnet", "stack_dncnn", "stack_ffdnet"]
+__all__ = ["CONVERTERS", "Conversion", "convert_file", "deepinv_dncnn", "stack_dncnn", "stack_ffdnet"]
 
-State = dict[str, Tensor]
 _LAYER = re.compile(r"(?:(?P<prefix>.*)\.)?(?P<index>\d{1,4})\.(?P<name>[a-z_]+)")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _EPS = 1e-5  # of our batch normalisation
-#: What gives another network away: a part of a key, and whose it is.
-_OTHERS = (
-    ("m_head", "DRUNet or UNetRes (KAIR)"),
-    ("residual_group", "SwinIR"),
-    ("encoder_level1", "Restormer"),
-    ("sca.", "NAFNet"),
-    ("trans_block", "SCUNet"),
-    ("layer1.0.conv1", "a ResNet"),
-    ("toplayer", "an FPN segmenter"),
-    ("exp_avg", "an optimizer: its state, no weights"),
-)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a map makes of a foreign state dict.
-
-    Args:
-        layout: the name of what was found, for people.
-        arguments: of the architecture's constructor, read from keys and shapes.
-        state: the tensors under segaware's keys.
-        used: how many tensors of the file are in it.
-    """
-
-    layout: str
-    arguments: dict[str, Any]
-    state: State
-    used: int
-
-
 def convert_file(
-    file: str | os.PathLike[str],
+    file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     architecture: str,
     folder: str | os.PathLike[str],
     *,
@@ -81,7 +53,8 @@ def convert_file(
     """Convert a checkpoint into a model folder that ``from_pretrained`` and ``--model`` take.
 
     Args:
-        file: a torch file, opened with ``weights_only=True``, or a safetensors file.
+        file: a torch file, opened with ``weights_only=True``, a safetensors file, or arrays in an
+            ``.npz``; of an SDABN also the files of its stages, in the order S1, D1, S2, ...
         architecture: a name in ``CONVERTERS``.
         bn_eps: epsilon of the batch normalisation that the file was trained with; None = as the
             layout's authors had it (KAIR 1e-4, others 1e-5).
@@ -97,26 +70,38 @@ def convert_file(
     """
     if architecture not in CONVERTERS:
         raise InputError(f"no converter to {architecture!r}; {closest(architecture, CONVERTERS)}")
-    file, folder = Path(file), Path(folder)
+    files = [Path(file)] if isinstance(file, (str, os.PathLike)) else [Path(one) for one in file]
+    folder = Path(folder)
+    if len(files) != 1 and (architecture != "SDABN" or not files):
+        raise InputError(f"{len(files)} files for one {architecture}; several are for the stages of an SDABN")
     there = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
     if there and not overwrite:
         raise InputError(f"{folder}: holds {there[0]} already; choose another folder, or allow it with --overwrite")
-    content = open_checkpoint(file)
+    states = [_read(one) for one in files]
+    named = ", ".join(map(str, files))
     try:
-        state = unwrap(content)
-        _check_numbers(state)
-        found = CONVERTERS[architecture](state, bn_eps)
+        found = CONVERTERS[architecture](states[0] if len(states) == 1 else stages(states), bn_eps)
         model = _load(architecture, found)
     except WeightsError as error:
-        raise WeightsError(f"{file}: {error}") from error
+        raise WeightsError(f"{named}: {error}") from error
     origin = {
-        "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "file": ", ".join(one.name for one in files),
+        "sha256": ", ".join(hashlib.sha256(one.read_bytes()).hexdigest() for one in files),
         "layout": found.layout,
         "terms": "those of the original file",
     }
     write_entry(folder, model, {"converted_from": origin})
     return model, found
+
+
+def _read(file: Path) -> State:
+    content = open_checkpoint(file)
+    try:
+        state = unwrap(content)
+        _check_numbers(state)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error}") from error
+    return state
 
 
 def stack_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
@@ -179,7 +164,7 @@ def deepinv_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> C
     inner = sum(key.startswith(f"{prefix}conv_list.") and key.endswith(".weight") for key in state)
     names = ["in_conv", *(f"conv_list.{i}" for i in range(inner)), "out_conv"]
     parts = ("weight", "bias") if f"{prefix}in_conv.bias" in state else ("weight",)
-    _compare({f"{prefix}{name}.{part}" for name in names for part in parts}, set(state), state, "DnCNN")
+    compare({f"{prefix}{name}.{part}" for name in names for part in parts}, set(state), state, "DnCNN")
     sign = {"out_conv": -1}
     stack = {
         f"x.{2 * number}.{part}": state[f"{prefix}{name}.{part}"] * sign.get(name, 1)
@@ -188,18 +173,6 @@ def deepinv_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> C
     }
     found = stack_dncnn(stack)
     return Conversion("deepinv", found.arguments, found.state, len(stack))
-
-
-def official_hrnet(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
-    """HRNetSegmenter, default form, from the official segmentation network (timm's has no head)."""
-    from segaware.segmenters.hrnet import convert_hrnet
-
-    found = convert_hrnet(state)
-    head = found.get("head.3.weight")
-    if head is None:
-        _compare({"last_layer.0.weight", "last_layer.3.weight"}, set(state), state, "HRNetSegmenter")
-    assert head is not None
-    return Conversion("official HRNet", {"num_classes": head.shape[0]}, found, len(found))
 
 
 def _dncnn(state: Mapping[str, Tensor], bn_eps: float | None) -> Conversion:
@@ -211,7 +184,10 @@ def _dncnn(state: Mapping[str, Tensor], bn_eps: float | None) -> Conversion:
 CONVERTERS: dict[str, Callable[[Mapping[str, Tensor], float | None], Conversion]] = {
     "DnCNN": _dncnn,
     "FFDNet": stack_ffdnet,
+    "LiuDenoiser": caffe_liu,
+    "DDFN": official_ddfn,
     "HRNetSegmenter": official_hrnet,
+    "SDABN": official_sdabn,
 }
 
 
@@ -221,7 +197,7 @@ def _stack(state: Mapping[str, Tensor], wanted: str) -> tuple[str, dict[int, Sta
     prefixes = [match["prefix"] or "" for match in matches.values()]
     if not prefixes:
         usual = {f"model.{index}.{part}" for index in (0, 2, 4) for part in ("weight", "bias")}
-        _compare(usual, set(state), state, wanted)
+        compare(usual, set(state), state, wanted)
     prefix = max(sorted(set(prefixes)), key=prefixes.count)
     layers: dict[int, State] = {}
     for key, match in matches.items():
@@ -240,7 +216,7 @@ def _stack(state: Mapping[str, Tensor], wanted: str) -> tuple[str, dict[int, Sta
     if norm:
         expected |= {f"{_key(prefix, index + 1)}{name}" for index in stack[1:-1] for name in _NORM}
     counters = {key for key in state if key.endswith("num_batches_tracked")}
-    _compare(expected, set(state) - counters, state, wanted)
+    compare(expected, set(state) - counters, state, wanted)
     return prefix, layers, stack
 
 
@@ -296,44 +272,14 @@ def _check_numbers(state: Mapping[str, Tensor]) -> None:
             raise WeightsError(f"{key} holds NaN or infinite numbers; the training diverged or the file is damaged")
 
 
-def _compare(expected: set[str], found: set[str], state: Mapping[str, Tensor], wanted: str) -> None:
-    missing, extra = sorted(expected - found, key=_in_order), sorted(found - expected, key=_in_order)
-    if missing or extra:
-        parts = [
-            f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for keys, label in ((missing, "missing"), (extra, "unexpected"))
-            if keys
-        ]
-        raise WeightsError(f"not a {wanted}: {'; '.join(parts)}. {_cause(state, bool(expected & found))}")
-
-
-def _in_order(key: str) -> list[tuple[int, int, str]]:
-    """Layer 2 before layer 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
-
-
-def _cause(state: Mapping[str, Tensor], partly: bool) -> str:
-    for part, name in _OTHERS:
-        if any(part in key for key in state):
-            return f"Likely cause: it is {name}"
-    if any(key.endswith("in_conv.weight") for key in state):
-        return "Likely cause: it is deepinv's DnCNN, --arch DnCNN, or a changed one"
-    if partly:
-        return "Likely cause: a file that was cut or edited, or a network with further layers"
-    return (
-        "Likely cause: another network, or a layout that is not known."
-        " A network of your own needs no conversion: SegAwareWrapper(network)"
-    )
-
-
 def _load(architecture: str, found: Conversion) -> nn.Module:
     """A network of the architecture with the tensors of the conversion, all of them."""
     model = build(architecture, found.arguments)
     own = model.state_dict()
     expected = {key for key in own if not key.endswith("num_batches_tracked")}
     given = {key for key in found.state if not key.endswith("num_batches_tracked")}
-    _compare(expected, given, found.state, architecture)
-    for key in sorted(expected, key=_in_order):
+    compare(expected, given, found.state, architecture)
+    for key in sorted(expected, key=in_order):
         if own[key].shape != found.state[key].shape:
             raise WeightsError(
                 f"{key} has shape {tuple(found.state[key].shape)}, {architecture} needs {tuple(own[key].shape)};"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,13 +20,15 @@ from segaware.errors import WeightsError
 __all__ = ["open_checkpoint", "unwrap"]
 
 #: Under which key trainings keep the weights; of several the first one here is taken.
-CONTAINERS = ("params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model", "net", "weights")
+CONTAINERS = (
+    "params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "model_weights", "model", "net", "weights",
+)  # fmt: skip
 #: What DataParallel and torch.compile put before every key.
 PREFIXES = ("module.", "_orig_mod.")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """What a safetensors or torch file holds, on the processor.
+    """What a safetensors or torch file, or the arrays of an ``.npz`` file, hold, on the processor.
 
     Torch files, the old format included, are opened with ``weights_only=True``: tensors, containers
     and numbers, and nothing that could run.
@@ -43,6 +46,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: damaged or not a safetensors file ({error}); fetch it again") from error
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+        except Exception as error:  # damage shows in many ways
+            raise WeightsError(f"{path}: damaged, or not arrays of numbers ({error}); write it again with numpy.savez") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -53,7 +62,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Any:
                 " Ask its author for a state dict, or save one where you trust the file:"
                 " torch.save(model.state_dict(), 'weights.pth')"
             ) from error
-        raise WeightsError(f"{path}: no checkpoint ({first}); give a .pth, .pt or .safetensors file") from error
+        raise WeightsError(f"{path}: no checkpoint ({first}); give a .pth, .pt, .safetensors or .npz file") from error
     except Exception as error:  # torch's readers fail on damage in many ways
         words = str(error).strip().splitlines()
         raise WeightsError(
