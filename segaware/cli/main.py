@@ -12,6 +12,7 @@ from segaware.cli.download import download
 from segaware.cli.estimate_noise import estimate_noise
 from segaware.cli.evaluate import evaluate
 from segaware.cli.export import export
+from segaware.cli.export_hub import export_hub
 from segaware.cli.models import models
 
 __all__ = ["main"]
@@ -40,4 +41,5 @@ main.add_command(download)
 main.add_command(estimate_noise)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(export_hub)
 main.add_command(models)

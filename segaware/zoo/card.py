@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["model_card"]
+__all__ = ["metadata_block", "model_card"]
 
 #: Names of metrics that a config's "measured" may use, and how they are printed.
 _METRICS = {
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
     "niqe": "NIQE",
+    "iou": "IoU (%)",
     "miou": "mean IoU (%)",
     "pixel_accuracy": "pixel accuracy (%)",
     "accuracy": "accuracy (%)",
@@ -31,12 +32,12 @@ def model_card(config: dict[str, Any], name: str, *, repo: str | None = None) ->
         repo: ``owner/name`` where it will be loaded from; None = the folder.
     """
     architecture = str(config["architecture"])
-    segments = architecture.endswith("Segmenter")
+    segments = _segments(config)
     rows = list(_rows(config.get("measured")))
     return "\n\n".join(
         part
         for part in (
-            _metadata(config, name, rows, segments),
+            metadata_block(config, name),
             f"# {name}",
             _what(config, architecture, segments),
             _use(repo or name, config, architecture, segments),
@@ -49,8 +50,9 @@ def model_card(config: dict[str, Any], name: str, *, repo: str | None = None) ->
     ) + "\n"
 
 
-def _metadata(config: dict[str, Any], name: str, rows: list[tuple[str, str, float]], segments: bool) -> str:
-    """YAML, each value in its JSON form, which YAML includes: no text of ours can break out of it."""
+def metadata_block(config: dict[str, Any], name: str) -> str:
+    """What the Hub reads of a card: YAML, each value in its JSON form, which YAML includes: no text can break out of it."""
+    rows, segments = list(_rows(config.get("measured"))), _segments(config)
     task = "image-segmentation" if segments else "image-to-image"
     metadata: dict[str, Any] = {}
     license_ = str(config.get("license") or "unknown")
@@ -76,6 +78,10 @@ def _metadata(config: dict[str, Any], name: str, rows: list[tuple[str, str, floa
             }
         ]
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
+
+
+def _segments(config: dict[str, Any]) -> bool:
+    return str(config["architecture"]).endswith("Segmenter")
 
 
 def _what(config: dict[str, Any], architecture: str, segments: bool) -> str:
@@ -116,8 +122,10 @@ def _training(config: dict[str, Any]) -> str:
         text = "; ".join(f"{key}: {value}" if key != "name" else str(value) for key, value in data.items())
     else:
         text = str(data or "not stated")
-    recipe = "\n\nThe recipe is in `config.json`." if config.get("recipe") else ""
-    return f"**Training data.** {text}{recipe}"
+    recipe = config.get("recipe")
+    command = recipe.get("command") if isinstance(recipe, dict) else None
+    how = f"\n\n**Training.** `{str(command).replace('`', '')}`; the recipe is in `config.json`." if command else ""
+    return f"**Training data.** {text}{how or (chr(10) * 2 + 'The recipe is in `config.json`.' if recipe else '')}"
 
 
 def _limits(config: dict[str, Any]) -> str:
@@ -129,15 +137,22 @@ def _limits(config: dict[str, Any]) -> str:
     return f"**Limits.** {limits}"
 
 
-def _rows(measured: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, float]]:
-    """(metric, measured on, value) of every number in the nested figures."""
+def _rows(measured: Any, path: tuple[str, ...] = (), on: str = "") -> Iterator[tuple[str, str, float]]:
+    """(metric, measured on, value) of every number in the nested figures.
+
+    ``on`` beside figures says of which images they are; not so of those called ``held_out_...``.
+    """
     if isinstance(measured, dict):
+        on = str(measured["on"]) if isinstance(measured.get("on"), str) else on
         for key, value in measured.items():
-            yield from _rows(value, (*path, str(key)))
+            yield from _rows(value, (*path, str(key)), on)
     elif isinstance(measured, (int, float)) and not isinstance(measured, bool) and path:
+        held_out = [key for key in path if key.startswith("held_out_")]
+        path = tuple(key.removeprefix("held_out_") for key in path)
         metric = next((key for key in path if key.lower() in _METRICS), path[-1])
         where = [f"sigma={key}" if re.fullmatch(r"\d+(\.\d+)?", key) else key for key in path if key != metric]
-        yield metric.lower(), " ".join(where), float(measured)
+        first = "held-out images" if held_out else on
+        yield metric.lower(), " ".join([first, *where] if first else where), float(measured)
 
 
 def _short(value: Any) -> bool:
