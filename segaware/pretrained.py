@@ -1,14 +1,29 @@
-"""``Model.from_pretrained``, ``model.save_pretrained`` and ``model.push_to_hub``, on every architecture."""
+"""``Model.from_pretrained``, ``model.save_pretrained`` and ``model.push_to_hub``, on every architecture; and
+models by name for rooms below the zoo.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any, TypeVar
 
-__all__ = ["Pretrained"]
+__all__ = ["Pretrained", "is_repo", "load_pretrained"]
 
 _Model = TypeVar("_Model", bound="Pretrained")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def is_repo(source: object) -> bool:
+    """Whether it reads as ``owner/name`` or ``owner/name@revision``, and no folder of this name is there."""
+    return isinstance(source, str) and bool(_REPO.fullmatch(source)) and not os.path.lexists(source)
+
+
+def load_pretrained(source: str | os.PathLike[str], **options: Any) -> Any:
+    """:func:`segaware.from_pretrained`, imported by name when called: the zoo is floors above."""
+    load: Any = importlib.import_module("segaware.zoo.load")
+    return load.from_pretrained(source, **options)
 
 
 class Pretrained:

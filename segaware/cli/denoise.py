@@ -69,7 +69,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "-o", "--output", "target", metavar="OUTPUT", type=_PATH, required=True, help="File, or folder for a folder."
 )
-@click.option("-m", "--model", help="Name (see 'segaware models') or folder of a model.")
+@click.option("-m", "--model", help="Name (see 'segaware models'), folder, or repository of the Hub (OWNER/NAME[@REVISION]).")
 @click.option(
     "-s", "--sigma", type=_Sigma(), help="Noise level in 8-bit units (25 is 25/255), or auto, for models that take one."
 )

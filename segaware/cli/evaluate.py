@@ -49,6 +49,7 @@ def evaluate(**options: Any) -> None:
     \b
     A SPEC is one of
       dncnn-blind               a model that ships, or a model's folder
+      owner/name[@revision]     a repository of the Hugging Face Hub
       DnCNN:weights.pth         a state dict in one of segaware's architectures
       spandrel:file.pth         a file that spandrel knows
       denoised/s{sigma}         a folder of ready images, named as the clean ones

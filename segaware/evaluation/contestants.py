@@ -1,7 +1,7 @@
 """Whatever gives a denoised image for a noisy one, under a name and with a key for the cache.
 
-A *spec* names one: a model (``dncnn-blind``, a model's folder, ``DnCNN:weights.pth``,
-``spandrel:file.pth``), a folder of ready images, ``nlm``, ``wavelet``, ``tv``, ``bm3d``, or
+A *spec* names one: a model (``dncnn-blind``, a model's folder, ``owner/name`` of the Hub,
+``DnCNN:weights.pth``, ``spandrel:file.pth``), a folder of ready images, ``nlm``, ``wavelet``, ``tv``, ``bm3d``, or
 ``noisy``; ``NAME=`` before it gives it another name, ``+0.03`` after it gives 3 % of the noise back.
 """
 
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from segaware import image_io
 from segaware.contracts import DenoiserInfo
-from segaware.entries import load_entry, locate, shipped_names
+from segaware.entries import shipped_names
 from segaware.errors import EvaluationError, WeightsError, closest
 from segaware.evaluation.classical import CLASSICAL, classical
 from segaware.evaluation.protocol import Noise, digest
 from segaware.evaluation.sources import Item
 from segaware.inference.engine import Engine
+from segaware.pretrained import is_repo, load_pretrained
 from segaware.registry import ARCHITECTURES, build
 
 __all__ = ["Cell", "Contestant", "Function", "GiveBack", "Model", "Noisy", "Ready", "hash_module", "open_contestant"]
@@ -76,7 +77,7 @@ class Model:
 
     Args:
         name: for reports.
-        model: a shipped name, the folder of a model, or a denoiser module.
+        model: a shipped name, the folder of a model, a repository of the Hub, or a denoiser module.
         options: ``tile``, ``precision``, ``device`` of :class:`segaware.inference.engine.Engine`.
 
     Raises:
@@ -84,7 +85,7 @@ class Model:
     """
 
     def __init__(self, name: str, model: str | os.PathLike[str] | nn.Module, **options: Any) -> None:
-        module = model if isinstance(model, nn.Module) else load_entry(locate(model))
+        module = model if isinstance(model, nn.Module) else load_pretrained(model)
         self.name = name
         device = options.pop("device", "auto")
         if device == "auto" and not isinstance(model, nn.Module) and torch.cuda.is_available():
@@ -241,6 +242,8 @@ def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **opt
         if path.suffix in (".pth", ".pt", ".safetensors", ".ckpt"):
             raise EvaluationError(f"{text}: say what it holds: spandrel:{text}, or an architecture, e.g. DnCNN:{text}")
         raise EvaluationError(f"{text}: a file that is no model; give a folder of ready images or a model")
+    if is_repo(text):
+        return Model(text, text, **options)
     known = [*shipped_names(), *CLASSICAL, "noisy"]
     raise EvaluationError(f"{text}: no model, method or folder of this name; {closest(text, known)}")
 

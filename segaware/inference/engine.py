@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from segaware.checks import check_finite, check_images, check_range, no_sigma, sigma_map
 from segaware.contracts import DenoiserInfo, Sigma
-from segaware.entries import DEFAULT_MODEL, load_entry, locate
+from segaware.entries import DEFAULT_MODEL
 from segaware.errors import InputError, ModelError
 from segaware.inference.folding import fold_batch_norm
 from segaware.inference.give_back import MACHINE, check_keep, shares, table_of
 from segaware.inference.memory import keep_pages
 from segaware.inference.noise_level import estimate_noise
 from segaware.inference.tiling import Box, Tile, halo, tiles
+from segaware.pretrained import load_pretrained
 
 __all__ = ["PRECISIONS", "Engine", "denoise"]
 
@@ -51,9 +52,10 @@ def denoise(
 
     Args:
         image: a float tensor ``(C, H, W)`` or ``(B, C, H, W)`` in [0, 1] plus noise; an array
-            ``(H, W)`` or ``(H, W, C)``, uint8 or float in [0, 1]; a Pillow image; or the path of an
-            image file.
-        model: a shipped name (:func:`segaware.list_models`), the folder of a model, or a denoiser.
+            ``(H, W)`` or ``(H, W, C)``, uint8, uint16 or float in [0, 1]; a Pillow image; or the path
+            of an image file.
+        model: a shipped name (:func:`segaware.list_models`), the folder of a model, a repository of the
+            Hugging Face Hub (``"owner/name"``, ``"owner/name@revision"``), or a denoiser.
         sigma: noise level on the [0, 1] scale (25/255, not 25), for models that take one: a float,
             for tensors also ``(B,)`` or a map ``(B, 1, H, W)``; ``"auto"``: estimated from the image
             (:func:`segaware.inference.noise_level.estimate_noise`, which see for its limits).
@@ -68,7 +70,7 @@ def denoise(
 
     Returns:
         Tensor: same shape, type and device, not clamped. Float array: float32, not clamped. uint8
-        array or Pillow image: rounded, alpha untouched. Path: a :class:`segaware.image_io.Image`
+        or uint16 array, Pillow image: rounded, alpha untouched. Path: a :class:`segaware.image_io.Image`
         (``denoise("noisy.png").save("clean.png")``).
         Tensors need the channels that the model takes. Pictures are brought to it: a gray one goes
         through a colour model three times the same and comes back as the mean of the channels;
@@ -77,7 +79,7 @@ def denoise(
     Raises:
         InputError: a wrong kind, shape, range, channel count, sigma, tile, precision or device.
         ImageError: a file that cannot be read or kept as it is.
-        WeightsError: an unknown or damaged model.
+        WeightsError: an unknown or damaged model, or one that cannot be fetched.
         ModelError: a module that is no denoiser, or gave NaN or another shape.
 
     For many images make one ``Engine(model)`` and call it for each.
@@ -113,7 +115,7 @@ class Engine:
         if precision == "float16" and self.device.type == "cpu":
             raise InputError("precision 'float16' needs CUDA; on a processor use 'bfloat16' or 'float32'")
         self.precision = precision
-        module = model if isinstance(model, nn.Module) else load_entry(locate(model))
+        module = model if isinstance(model, nn.Module) else load_pretrained(model)
         self.name = type(module).__name__ if given else str(model)
         info = getattr(module, "info", None)
         if not isinstance(info, DenoiserInfo):

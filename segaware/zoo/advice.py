@@ -47,7 +47,7 @@ def advise(error: Exception, repo: str, revision: str | None = None, *, writing:
         if type(cause).__name__ == "DisabledRepoError":
             return "disabled by the Hub; its owner can say why"
         if isinstance(cause, hub.RepositoryNotFoundError):
-            return f"no such model on the Hub, or a private one: check the spelling; for a private one {_TOKEN}"
+            return f"no such model on the Hub, or a private one (and no such folder here): check the spelling; for a private one {_TOKEN}"
         if isinstance(cause, hub.RevisionNotFoundError):
             return f"has no revision {revision!r}; give a branch, a tag or a full commit"
         if not writing and isinstance(cause, hub.EntryNotFoundError) and not isinstance(cause, hub.LocalEntryNotFoundError):

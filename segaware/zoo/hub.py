@@ -7,6 +7,7 @@ when whole. It checks sizes only; contents are checked here. No torch is needed 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segaware.errors import WeightsError
+from segaware.pretrained import is_repo
 from segaware.zoo.advice import HubErrors
 from segaware.zoo.catalog import COMMIT
 
@@ -21,13 +23,6 @@ __all__ = ["client", "fetch", "is_repo"]
 
 #: What a model is; as in :mod:`segaware.entries`, which needs torch.
 _FILES = ("config.json", "model.safetensors")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def is_repo(source: object) -> bool:
-    """Whether it reads as ``owner/name``, and no folder of this name is there."""
-    return isinstance(source, str) and bool(_REPO.fullmatch(source)) and not os.path.lexists(source)
-
 
 def client() -> dict[str, Any]:
     """How we introduce ourselves to the Hub."""
@@ -49,7 +44,7 @@ def fetch(
     """The folder in the cache that holds a model's config and weights, both of one commit.
 
     A revision of 40 hexadecimal digits that is cached makes no request. A file whose contents are not
-    what the Hub (or ``sha256``) says is fetched again, once.
+    what the Hub (or ``sha256``) says is named in a warning and fetched again, once.
 
     Args:
         revision: branch, tag or commit; None = the main branch.
@@ -90,6 +85,7 @@ def fetch(
                 continue
             if offline:
                 raise WeightsError(f"{file}: damaged, and offline; delete it, or come back with the network on to fetch it again")
+            logging.getLogger(__name__).warning("%s: not what it should be; fetching it again", file)
             file = get(name, commit, again=True)
             if not _whole(file, wanted):
                 expected = "its sha256 in the catalog of segaware" if wanted else "what the Hub says it should be"

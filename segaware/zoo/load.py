@@ -12,10 +12,11 @@ from torch import nn
 
 from segaware.entries import DEFAULT_MODEL, fill, load_entry, locate, read_config, shipped_folder, shipped_names
 from segaware.errors import InputError, WeightsError, closest
+from segaware.pretrained import is_repo
 from segaware.registry import ARCHITECTURES, build
 from segaware.wrapper import SegAwareWrapper
 from segaware.zoo.catalog import catalog
-from segaware.zoo.hub import fetch, is_repo
+from segaware.zoo.hub import fetch
 
 __all__ = ["DEFAULT_MODEL", "ModelRecord", "from_pretrained", "from_pretrained_as", "list_models", "resolve"]
 
@@ -40,7 +41,8 @@ def from_pretrained(
     Args:
         source: a name of the zoo (:func:`list_models`; those that ship touch no network), the folder of
             a model, which holds ``config.json`` and ``model.safetensors``, or a repository of the
-            Hugging Face Hub that holds them, ``"owner/name"``. A folder goes before a repository.
+            Hugging Face Hub that holds them, ``"owner/name"`` or ``"owner/name@revision"``. A folder goes
+            before a repository.
         revision: branch, tag or commit of a repository; a full commit (40 digits) that is cached makes
             no request. None = as the zoo has pinned it, else the main branch.
         cache_dir: None = that of the Hub's client (``HF_HOME``).
@@ -102,6 +104,13 @@ def resolve(
         also: further files to fetch from a repository, where it has them.
     """
     shipped = isinstance(source, str) and source in shipped_names()
+    if isinstance(source, str) and "@" in source and not os.path.lexists(source):
+        whole, (source, _, after) = source, source.partition("@")
+        if not after or revision not in (None, after):
+            raise InputError(f"{whole}: two revisions, or none after the @; give one, as {source}@REVISION or revision=")
+        return resolve(
+            source, revision=after, cache_dir=cache_dir, token=token, local_files_only=local_files_only, also=also
+        )
     if not shipped and isinstance(source, str):
         known = catalog()
         options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only, "also": also}

@@ -140,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.fault, data = "", bytes(len(data))
         if large and self.command == "GET" and hub.fault == "slow":
             hub.release.wait(0.3)
+        if large and self.command == "GET" and hub.fault == "stuck":
+            hub.release.wait(20)
         self.send(200, data, headers, cut=large and self.command == "GET")
 
     def stored(self, body: bytes) -> None:

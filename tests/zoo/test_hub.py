@@ -11,11 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
+from PIL import Image as PILImage
 from zoo.loopback import LoopbackHub, commit_of
 
-from segaware import DnCNN, FFDNet, from_pretrained
+import segaware
+from segaware import DDFN, SDABN, SDB, DnCNN, FFDNet, FPNSegmenter, SegAwareWrapper, from_pretrained
 from segaware.cli.main import main
-from segaware.errors import WeightsError
+from segaware.errors import InputError, WeightsError
+from segaware.evaluation.contestants import open_contestant
 from segaware.zoo import hub as hub_module
 from segaware.zoo.catalog import Entry
 from segaware.zoo.save import save_pretrained
@@ -151,6 +154,20 @@ def test_slow(hub, cache):
     assert isinstance(load(cache), DnCNN)
 
 
+def test_a_server_that_says_no_more(hub, cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.fault = "stuck"
+    with pytest.raises(WeightsError, match="did not come through.*try again"):
+        load(cache)
+    assert not list(cache.glob("models--*/snapshots/*/model.safetensors"))
+
+
+def test_a_repository_with_half_a_model(hub, cache):
+    hub.put("someone/half", {"config.json": hub.commits[REPO][hub.commit]["config.json"]})
+    with pytest.raises(WeightsError, match="someone/half: holds no config.json with model.safetensors"):
+        from_pretrained("someone/half", cache_dir=cache)
+
+
 def test_a_connection_cut_once_is_taken_up_again(hub, cache):
     hub.fault, hub.cut_left = "cut", 1
     assert isinstance(load(cache), DnCNN)
@@ -176,6 +193,15 @@ def test_a_damaged_cached_file_is_fetched_again_once(hub, cache):
     hub.log.clear()
     assert words(load(cache, revision=hub.commit)) == words(model)
     assert hub.methods().count("GET") == 1
+
+
+def test_a_damaged_cached_file_is_named(hub, cache, caplog):
+    load(cache, revision=hub.commit)
+    file = weights(cache)
+    file.resolve().write_bytes(b"short")
+    load(cache, revision=hub.commit)
+    assert [record.levelname for record in caplog.records if str(file) in record.getMessage()] == ["WARNING"]
+    assert "fetching it again" in caplog.text
 
 
 def test_wrong_bytes_once(hub, cache):
@@ -285,6 +311,74 @@ def test_download(hub, cache, tmp_path):
     assert not any(file.is_symlink() for file in copied.iterdir()) and isinstance(from_pretrained(copied), DnCNN)
     again = CliRunner().invoke(main, ["download", REPO, "--cache-dir", str(cache), "--local-files-only"])
     assert again.exit_code == 0 and isinstance(from_pretrained(again.stdout.strip()), DnCNN)
+
+
+def test_a_revision_behind_the_name(hub, cache, tmp_path):
+    old = load(cache)
+    hub.put(REPO, files(tmp_path, 1))
+    hub.log.clear()
+    assert words(from_pretrained(f"{REPO}@{hub.commit}", cache_dir=cache)) == words(old)
+    assert hub.log == []
+    assert words(from_pretrained(f"{REPO}@main", cache_dir=cache)) != words(old)
+    with pytest.raises(InputError, match="two revisions"):
+        from_pretrained(f"{REPO}@main", revision=hub.commit, cache_dir=cache)
+    with pytest.raises(InputError, match="none after the @"):
+        from_pretrained(f"{REPO}@", cache_dir=cache)
+
+
+def test_a_cascade(hub, cache, tmp_path):
+    block = SDB(FPNSegmenter(2, "squeezenet1_0", width=4), DDFN(condition_channels=2, blocks=1))
+    model = SDABN([block]).eval()
+    folder = save_pretrained(model, tmp_path / "cascade")
+    hub.put("someone/cascade", {file.name: file.read_bytes() for file in folder.iterdir()})
+    loaded = SDABN.from_pretrained("someone/cascade", cache_dir=cache)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
+
+
+def test_a_wrapper_around_a_foreign_denoiser_with_every_option(hub, cache, tmp_path):
+    def network():
+        return torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    wrapper = SegAwareWrapper(network(), (), predicts="noise", value_range=(0, 255))
+    folder = wrapper.save_pretrained(tmp_path / "wrapper")
+    commit = hub.put("someone/wrapper", {file.name: file.read_bytes() for file in folder.iterdir()})
+    options = {"revision": commit, "cache_dir": cache, "token": "hf_x", "device": "cpu", "dtype": torch.float64}
+    loaded = SegAwareWrapper.from_pretrained("someone/wrapper", denoiser=network(), **options)
+    assert hub.tokens[-1] == "Bearer hf_x" and loaded.adapter == wrapper.adapter
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), wrapper.double()(image))
+    hub.log.clear()
+    again = from_pretrained("someone/wrapper", denoiser=network(), local_files_only=True, revision=commit, cache_dir=cache)
+    assert hub.log == [] and isinstance(again, SegAwareWrapper)
+    with pytest.raises(InputError, match="pass it as denoiser=network"):
+        from_pretrained("someone/wrapper", **options)
+
+
+def test_denoise_by_repository(hub, cache, tmp_path, monkeypatch):
+    network = load(cache)
+    noisy = torch.rand(1, 3, 8, 8)
+    pinned = f"{REPO}@{hub.commit}"
+    assert torch.equal(segaware.denoise(noisy, pinned), segaware.denoise(noisy, network))
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["denoise", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--model"]
+    assert CliRunner().invoke(main, [*arguments, REPO]).exit_code == 0 and (tmp_path / "b.png").exists()
+    hub.log.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert CliRunner().invoke(main, [*arguments, pinned, "--overwrite"]).exit_code == 0
+    away = CliRunner().invoke(main, [*arguments, "someone/else", "--overwrite"])
+    assert away.exit_code == 2 and "someone/else: not in the cache, and offline" in away.stderr and "Traceback" not in away.output
+    assert hub.log == []
+
+
+def test_evaluate_by_repository(hub, cache):
+    contestant = open_contestant(f"theirs={REPO}@{hub.commit}")
+    assert contestant.name == "theirs" and contestant.kind.startswith("DnCNN")
+    assert open_contestant(REPO).name == REPO
+    with pytest.raises(WeightsError, match=r"someone/nothing: no such model on the Hub, or a private one \(and no such folder here\)"):
+        open_contestant("someone/nothing")
 
 
 def test_push(hub, cache):
