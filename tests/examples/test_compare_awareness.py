@@ -74,6 +74,15 @@ def test_weights_give_the_stated_share(setting, name):
     assert float(weight["weight"] * own.norm() / whole.norm()) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_features_of_all_segmenters_have_one_scale(setting):
+    from arena.entrants import Features, Kit
+
+    kit = Kit(setting)
+    for levels in ((0,), (1, -1)):
+        maps = Features(kit.home, kit.clean(), *levels)(torch.cat(kit.clean()))
+        assert [float(m.detach().square().mean()) for m in maps] == pytest.approx([1.0] * len(levels), rel=1e-3)
+
+
 def test_the_released_loss_has_no_gradient_until_it_is_attached(setting):
     from arena.entrants import Detached
 
