@@ -73,8 +73,9 @@ class SMPSegmenter(SegmenterAdapter, Pretrained):
     @property
     def backbone(self) -> nn.Module:
         """smp's encoder."""
-        encoder: nn.Module = self.model.encoder
-        return encoder
+        encoder: Any = self.model.encoder
+        found: nn.Module = encoder
+        return found
 
     def head_parameters(self) -> list[nn.Parameter]:
         """All parameters that are not the encoder's."""
