@@ -24,6 +24,13 @@ def test_the_losses_examples_run(tmp_path, monkeypatch):
     assert (tmp_path / "sensitivity-run/model/config.json").exists()
 
 
+def test_the_zoo_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "zoo.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "docs/zoo.md", "exec"), {"__name__": "__main__"})
+    assert (tmp_path / "my-ffdnet" / "README.md").exists()
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
