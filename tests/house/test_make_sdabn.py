@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +70,11 @@ def page(make, runs, camvid, tmp_path, *more):
     return (tmp_path / "page.md").read_text()
 
 
-def test_a_page_of_nearly_all(make, runs, camvid, tmp_path, capsys):
+def test_a_page_of_nearly_all(make, runs, camvid, tmp_path, monkeypatch):
     text = page(make, runs, camvid, tmp_path)
     assert "3 frames, 11 classes; sigma 50" in text and "2 noise draws" in text
     row = next(line for line in text.splitlines() if line.startswith("| SDB x 2 |"))
-    assert "34.34 / 0.9115" in row and "28.10 / 0.8152" in row and "[" in row
+    assert "34.34 / 0.9115" in row and "28.10 / 0.8152" in row and "nan" not in text
     assert next(line for line in text.splitlines() if line.startswith("| DDFN x 3 |")).startswith("| DDFN x 3 | not trained |")
     assert "--variant DDFN --stages 3" in text and "--variant ImgD" not in text
     assert "| DMS | " in text and "joint" in text and "0.0" in text
@@ -84,6 +86,12 @@ def test_a_page_of_nearly_all(make, runs, camvid, tmp_path, capsys):
     before = (tmp_path / "work/cells.jsonl").read_bytes()
     assert page(make, runs, camvid, tmp_path, "--page") == text
     assert (tmp_path / "work/cells.jsonl").read_bytes() == before
+    found = make.open_source
+    monkeypatch.setattr(make, "open_source", lambda *a, **k: replace(found(*a, **k), block=1))  # frames that are no video
+    text = page(make, runs, camvid, tmp_path, "--page")
+    row = next(line for line in text.splitlines() if line.startswith("| Segmenting first helps"))
+    low, high = map(float, re.search(r"\[(\S+), (\S+)\] dB", row).groups())
+    assert low <= high and "too few" not in row and "nan" not in text
 
 
 def test_the_looks_are_those_of_the_cascade(make, runs, camvid):
