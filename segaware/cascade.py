@@ -312,6 +312,8 @@ def _block(block: SDB | Mapping[str, Any], number: int) -> SDB:
             block = SDB(**block)
         except TypeError as error:
             raise ModelError(f"SDABN: stage {number} is described by {keys}; SDB takes segmenter, denoiser, condition") from error
+        except InputError as error:
+            raise InputError(f"SDABN, stage {number}: {error}") from error
     if not isinstance(block, SDB):
         raise ModelError(f"SDABN: stage {number} is a {type(block).__name__}; put its networks into SDB(segmenter, denoiser)")
     return block

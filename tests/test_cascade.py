@@ -271,6 +271,10 @@ def test_class_counts_must_agree():
     other = SDB(Patches(8), DDFN(condition_channels=8, blocks=1))
     with pytest.raises(InputError, match="stage 2 has 8 classes, stage 1 has 4"):
         SDABN([SDB(Patches(), ddfn()), other])
+    parts = {"segmenter": {"architecture": "HRNetSegmenter", "arguments": SEGMENTER}}
+    described = [{**parts, "denoiser": {"architecture": "DDFN", "arguments": {"condition_channels": k, "blocks": 1}}} for k in (4, 8)]
+    with pytest.raises(InputError, match="stage 2: .*segmenter has 4 classes, DDFN takes a condition of 8"):
+        SDABN(described)
     with pytest.raises(InputError, match="closing segmenter has 8 classes, the blocks 4"):
         SDABN([SDB(Patches(), ddfn())], Patches(8))
     with pytest.raises(InputError, match="stage 2 takes 1 image channels"):

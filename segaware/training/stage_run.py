@@ -23,7 +23,7 @@ from tqdm import tqdm
 from segaware.baselines import DenoiserCascade, LabelCondition
 from segaware.cascade import SDABN, SDB, Stage
 from segaware.entries import load_entry, read_config, write_entry
-from segaware.errors import TrainingError
+from segaware.errors import InputError, TrainingError
 from segaware.inference.folding import fold_batch_norm
 from segaware.metrics import psnr
 from segaware.noise import add_gaussian, add_poisson
@@ -63,7 +63,10 @@ class StageRun:
         weight: float = 0.0, start: nn.Module | None = None, condition: str = "logits",
     ) -> None:  # fmt: skip
         self.entry, self.network, self.recipe, self.folder, self.device = entry, network, recipe, folder, device
-        self.block = None if eyes is None else SDB(eyes, network, condition=condition)
+        try:
+            self.block = None if eyes is None else SDB(eyes, network, condition=condition)
+        except InputError as error:
+            raise TrainingError(f"stage {entry.name}: {error}") from error
         self.eyes = None if eyes is None else _fixed(eyes, device)
         self.judge, self.weight = None if judge is None else _fixed(judge, device), weight
         self.chain = _fixed(chain(before), device) if before else None

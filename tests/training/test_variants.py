@@ -142,6 +142,18 @@ def test_labels_that_are_no_class_name_the_stage(tmp_path):
     made("DDFN1", ddfn(), tmp_path / "DDFN1").train(frames, [], False)  # does not look at them
 
 
+def test_class_counts_that_differ_name_the_stage(tmp_path):
+    with pytest.raises(TrainingError, match="stage D1: .*segmenter has 3 classes, DDFN takes a condition of 4; build it with condition_channels=3"):
+        made("D1", ddfn(4), tmp_path, eyes=segmenter())
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path):
+    frames = [(torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(16, 16, dtype=torch.uint8))]
+    made("DDFN1", ddfn(), tmp_path, judge=None).train(frames, [], False)
+    with pytest.raises(TrainingError, match="stage DMS is finished, but as stage DDFN1; put each stage into the folder of its name"):
+        made("DMS", ddfn(), tmp_path, judge=segmenter(), weight=1.0).train(frames, [], False)
+
+
 def test_another_weight_is_refused(tmp_path):
     frames = [(torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(16, 16, dtype=torch.uint8))]
     judge = segmenter()
