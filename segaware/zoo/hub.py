@@ -21,6 +21,9 @@ from segaware.zoo.catalog import COMMIT
 
 __all__ = ["client", "fetch", "is_repo"]
 
+#: Libraries under the client. An error of theirs that comes through is a connection that broke while a
+#: file came, which not every version of the client takes up again by itself.
+_HTTP = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 #: What a model is; as in :mod:`segaware.entries`, which needs torch.
 _FILES = ("config.json", "model.safetensors")
 
@@ -62,18 +65,20 @@ def fetch(
     offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
 
     def get(name: str, commit: str | None, again: bool = False) -> Path:
-        return Path(
-            hf_hub_download(
-                repo,
-                name,
-                revision=commit,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-                token=token,
-                local_files_only=local_files_only,
-                force_download=again,
-                **client(),
-            )
-        )
+        options: dict[str, Any] = {
+            "revision": commit,
+            "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
+            "token": token,
+            "local_files_only": offline,  # the 0.x client looks at HF_HUB_OFFLINE once, and too early for some
+            "force_download": again,
+            **client(),
+        }
+        try:
+            return Path(hf_hub_download(repo, name, **options))
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _HTTP:
+                raise
+        return Path(hf_hub_download(repo, name, **options))  # goes on where the connection broke
 
     commit = revision
     with HubErrors(repo, revision):

@@ -32,15 +32,23 @@ def files(tmp_path, seed=0):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def ask(monkeypatch, endpoint):
+    """What HF_ENDPOINT does, after the client was imported."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # the 0.x client has copies of its own
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", endpoint, raising=False)
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     server = LoopbackHub()
     server.commit = server.put(REPO, files(tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    ask(monkeypatch, server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # older clients know no Xet
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -142,8 +150,7 @@ def test_the_hub_is_away(hub, cache, monkeypatch):
     model = load(cache)
     hub.close()
     nobody = "http://127.0.0.1:9"  # where nobody listens
-    monkeypatch.setattr(constants, "ENDPOINT", nobody)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nobody + "/{repo_id}/resolve/{revision}/{filename}")
+    ask(monkeypatch, nobody)
     assert words(load(cache)) == words(model)  # what is cached is used
     with pytest.raises(WeightsError, match="did not come through.*try again"):
         from_pretrained("someone/else", cache_dir=cache)
