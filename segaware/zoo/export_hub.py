@@ -131,7 +131,7 @@ def _photograph(picture: str | os.PathLike[str] | None, name: str) -> tuple[np.n
         pixels = getattr(data, name)()
         origin = {"chelsea": "Chelsea the cat by Stefan van der Walt (CC0)", "camera": "Photograph by Lav Varshney (CC0)"}[name]
         if name == "camera":  # whole, at half its size
-            return np.asarray(PILImage.fromarray(pixels).convert("RGB").reduce(2)), origin
+            return np.array(PILImage.fromarray(pixels).convert("RGB").reduce(2)), origin
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8:
