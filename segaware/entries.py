@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from safetensors.torch import save
 from torch import nn
 
 from segaware.errors import WeightsError, closest
-from segaware.registry import build
+from segaware.guarded import build_within, check_arguments, compare, read_json, stored_tensors
 
-__all__ = ["CONFIG", "DEFAULT_MODEL", "WEIGHTS", "fill", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
+__all__ = ["CONFIG", "DEFAULT_MODEL", "WEIGHTS", "build_for", "fill", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
 
 #: What ``denoise`` uses when no model is named.
 DEFAULT_MODEL = "dncnn-blind"
@@ -67,17 +68,14 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The parsed ``config.json`` of an entry.
 
     Raises:
-        WeightsError: no such file, not JSON, or without architecture and arguments.
+        WeightsError: no such file, not JSON, without architecture and arguments, or with arguments that
+            ask for files elsewhere.
     """
     file = Path(folder) / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"{folder}: no readable {CONFIG} ({error.strerror}); a model folder holds {CONFIG} and {WEIGHTS}") from error
-    except ValueError as error:
-        raise WeightsError(f"{file}: not valid JSON ({error}); fetch or save the model again") from error
+    config = read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str) or not isinstance(config.get("arguments"), dict):
         raise WeightsError(f'{file}: needs "architecture" (a name) and "arguments" (an object); save the model again')
+    check_arguments([config["architecture"], config["arguments"]], str(folder))
     return config
 
 
@@ -91,16 +89,26 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
         ModelError: an unknown architecture or arguments it does not take.
     """
     config = read_config(folder)
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but not at the caller's expense
-        model = build(config["architecture"], config["arguments"])
+    model = build_for(folder, config["architecture"], config["arguments"])
     fill(model, folder, config["architecture"])
     if hasattr(model, "info") and (config.get("training_noise") or config.get("keep")):
         import dataclasses
 
         info: Any = model.info
         keep = _keep_table(config.get("keep") or {}, f"{folder}")
-        model.info = dataclasses.replace(info, training_noise=config.get("training_noise") or info.training_noise, keep=keep)
+        noise = str(config.get("training_noise") or info.training_noise)
+        model.info = dataclasses.replace(info, training_noise=noise, keep=keep)
     return model.eval()
+
+
+def build_for(folder: str | os.PathLike[str], architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network of an entry with random weights, once it is known to be that of the weights beside it.
+
+    Raises:
+        WeightsError: a missing or damaged file, arguments that make no network or another one.
+        ModelError: an unknown architecture or arguments it does not take.
+    """
+    return build_within(architecture, arguments, stored_tensors(Path(folder) / WEIGHTS), str(folder))
 
 
 def _keep_table(record: Any, where: str) -> tuple[tuple[float, float], ...]:
@@ -108,9 +116,9 @@ def _keep_table(record: Any, where: str) -> tuple[tuple[float, float], ...]:
     try:
         pairs = tuple(sorted((float(sigma), float(share)) for sigma, share in record.items()))
     except (AttributeError, TypeError, ValueError) as error:
-        raise WeightsError(f'{where}: "keep" of its {CONFIG} must be an object {{sigma in 8-bit units: share}}, not {record!r}') from error
+        raise WeightsError(f'{where}: "keep" of its {CONFIG} must be an object {{sigma in 8-bit units: share}}, not {reprlib.repr(record)}') from error
     if not all(0 <= sigma <= 255 and 0 <= share < 1 for sigma, share in pairs):
-        raise WeightsError(f'{where}: "keep" of its {CONFIG} is {record!r}; sigmas lie in [0, 255], shares in [0, 1)')
+        raise WeightsError(f'{where}: "keep" of its {CONFIG} is {reprlib.repr(record)}; sigmas lie in [0, 255], shares in [0, 1)')
     return pairs
 
 
@@ -124,32 +132,15 @@ def fill(model: nn.Module, folder: str | os.PathLike[str], name: str) -> None:
         WeightsError: a missing or damaged file, or tensors that are not this network's.
     """
     file = Path(folder) / WEIGHTS
-    if not file.is_file():
-        raise WeightsError(f"{folder}: no {WEIGHTS}; a model folder holds {CONFIG} and {WEIGHTS}")
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = stored_tensors(file)
+    compare(model, found, f"{file} for {name}")
     try:
         with safe_open(file, framework="pt") as tensors:
-            found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-            _compare(expected, found, f"{file} for {name}")
             state = {key: tensors.get_tensor(key) for key in found}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file}: damaged or not a safetensors file ({error}); fetch or save the model again") from error
-    # batch normalisation's counter of batches means nothing after training and may be left out
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     model.load_state_dict(state, strict=False)
-
-
-def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], what: str) -> None:
-    missing = sorted(k for k in expected.keys() - found.keys() if not k.endswith("num_batches_tracked"))
-    extra = sorted(found.keys() - expected.keys())
-    shapes = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
-    if missing or extra or shapes:
-        parts = [
-            f"{len(keys)} {label} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for label, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-            if keys
-        ]
-        raise WeightsError(f"{what}: {'; '.join(parts)}. The file belongs to another network or other arguments: check its {CONFIG}")
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from segaware.errors import InputError, ModelError, closest
+from segaware.errors import InputError, ModelError, SegawareError, closest
 
 __all__ = ["ARCHITECTURES", "build", "register"]
 
@@ -27,6 +27,10 @@ ARCHITECTURES: dict[str, str] = {
     "ImageCondition": "segaware.baselines:ImageCondition",
     "LabelCondition": "segaware.baselines:LabelCondition",
 }
+
+
+#: How constructors, torch's included, fail on arguments of the wrong kind or size.
+_REFUSALS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError, AssertionError, MemoryError)
 
 
 def register(name: str, target: str) -> None:
@@ -51,5 +55,9 @@ def build(architecture: str, arguments: dict[str, Any] | None = None) -> nn.Modu
     factory = getattr(importlib.import_module(module), cls)
     try:
         return factory(**(arguments or {}))
-    except TypeError as error:
-        raise ModelError(f"{architecture} does not take {arguments}: {error}") from error
+    except SegawareError:
+        raise
+    except _REFUSALS as error:
+        given = repr(arguments)
+        given = given if len(given) < 300 else f"{given[:300]}..."
+        raise ModelError(f"{architecture} does not take {given}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error

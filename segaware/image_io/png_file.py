@@ -189,14 +189,13 @@ def _keyed(pixels: np.ndarray, key: bytes | None, head: Head) -> np.ndarray:
 def _interlaced(path: Path, head: Head, counted: int) -> np.ndarray:
     import png
 
-    try:
-        _, _, rows, _ = png.Reader(filename=str(path)).read()
-        array = np.empty((head.height, head.width * counted), head.dtype)
-        filled = 0
-        for filled, row in enumerate(rows, 1):
-            array[filled - 1] = row
-    except (png.Error, StopIteration) as error:
-        raise ValueError(str(error) or "it ends early") from error
+    array, filled = np.empty((head.height, head.width * counted), head.dtype), 0
+    with open(path, "rb") as file:
+        try:
+            for filled, row in enumerate(png.Reader(file=file).read()[2], 1):
+                array[filled - 1] = row
+        except (png.Error, StopIteration) as error:
+            raise ValueError(str(error) or "it ends early") from error
     if filled < head.height:
         raise EOFError("it ends early")
     return array.reshape(head.height, head.width, counted)

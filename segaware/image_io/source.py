@@ -77,8 +77,8 @@ class Source(ABC):
         """This picture turned by its EXIF orientation, which takes all of it in memory unless it is 1."""
         if turn not in TURNS:
             return self
-        image = self.whole()
-        self.close()
+        with self:
+            image = self.whole()
         array = image.pixels if image.alpha is None else np.concatenate([image.pixels, image.alpha[:, :, None]], axis=2)
         swap, rows, columns = TURNS[turn]
         if swap:
@@ -108,18 +108,31 @@ class ArraySource(Source):
 
 
 class PillowSource(Source):
-    """A picture that Pillow has decoded; its rows are copied out as they are asked for."""
+    """A picture that Pillow has decoded, which takes four bytes a pixel; its rows are given away as they are asked for."""
 
     def __init__(self, path: Path, picture: PILImage.Image, head: Head) -> None:
         super().__init__(path, head)
-        self._picture = picture
+        width, height = picture.size
+        step = max(1, _AT_ONCE // (8 * width))
+        self._bands = [np.array(picture.crop((0, top, width, min(top + step, height)))) for top in range(0, height, step)]
+        self._bands.reverse()  # the next one last
+        picture.close()
 
     def _take(self, start: int, count: int) -> np.ndarray:
-        band = np.array(self._picture.crop((0, start, self.head.width, start + count)))
-        return band.reshape(count, self.head.width, -1).astype(self.head.dtype, copy=False)
+        rows = np.empty((count, self.head.width, self.head.channels + self.head.alpha), self.head.dtype)
+        filled = 0
+        while filled < count:
+            band = self._bands.pop()
+            band = band.reshape(len(band), self.head.width, -1)
+            used = min(len(band), count - filled)
+            rows[filled : filled + used] = band[:used]
+            filled += used
+            if used < len(band):
+                self._bands.append(band[used:])
+        return rows
 
     def close(self) -> None:
-        self._picture.close()
+        self._bands.clear()
 
 
 def opened(path: str | os.PathLike[str]) -> Source:

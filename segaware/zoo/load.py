@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from segaware.entries import DEFAULT_MODEL, fill, load_entry, locate, read_config, shipped_folder, shipped_names
+from segaware.entries import DEFAULT_MODEL, build_for, fill, load_entry, locate, read_config, shipped_folder, shipped_names
 from segaware.errors import InputError, WeightsError, closest
 from segaware.pretrained import is_repo
 from segaware.registry import ARCHITECTURES, build
@@ -148,8 +148,7 @@ def _wrapper(folder: Path, arguments: dict[str, Any], denoiser: nn.Module | None
             raise InputError(f"{folder}: the weights of a network that is not of segaware; build it and pass it as denoiser=network")
         if not isinstance(described.get("arguments"), dict):
             raise WeightsError(f"{folder}: the config's denoiser has no arguments; save the model again")
-        with torch.random.fork_rng(devices=[]):
-            denoiser = build(described["architecture"], described["arguments"])
+        denoiser = build_for(folder, described["architecture"], described["arguments"])
     try:
         wrapper = SegAwareWrapper(denoiser, (), **adapter)
     except (TypeError, ValueError) as error:
