@@ -19,6 +19,7 @@ _PUBLIC = {
     "EntropySegAwareLoss": "segaware.losses.entropy",
     "FFDNet": "segaware.denoisers.ffdnet",
     "FPNSegmenter": "segaware.segmenters.fpn",
+    "Denoise": "segaware.transforms",
     "DeepLabSegmenter": "segaware.segmenters.deeplab",
     "HRNetSegmenter": "segaware.segmenters.hrnet",
     "SMPSegmenter": "segaware.segmenters.smp",
@@ -67,5 +68,6 @@ if TYPE_CHECKING:
     from segaware.segmenters.fpn import FPNSegmenter
     from segaware.segmenters.hrnet import HRNetSegmenter
     from segaware.segmenters.smp import SMPSegmenter
+    from segaware.transforms import Denoise
     from segaware.wrapper import SegAwareWrapper
     from segaware.zoo.load import from_pretrained, list_models
