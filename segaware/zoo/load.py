@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from segaware.entries import DEFAULT_MODEL, build_for, fill, load_entry, locate, read_config, shipped_folder, shipped_names
+from segaware.entries import (
+    DEFAULT_MODEL,
+    build_for,
+    fill,
+    load_entry,
+    locate,
+    read_config,
+    shipped_folder,
+    shipped_names,
+)
 from segaware.errors import InputError, WeightsError, closest
 from segaware.pretrained import is_repo
 from segaware.registry import ARCHITECTURES, build
