@@ -15,6 +15,7 @@ from segaware.errors import EvaluationError, SegawareError
 from segaware.evaluation.contestants import hash_module
 from segaware.evaluation.sources import Source
 from segaware.inference.folding import fold_batch_norm
+from segaware.pretrained import is_repo, load_pretrained
 
 __all__ = ["Judge", "default_judges", "open_judge"]
 
@@ -110,7 +111,7 @@ def _fast(segmenter: nn.Module) -> nn.Module:
 
 
 def open_judge(spec: str | os.PathLike[str] | nn.Module | Judge, *, device: str | torch.device = "cpu") -> Judge:
-    """A judge from a shipped name, the folder of a model, or a segmenter module.
+    """A judge from a shipped name, the folder of a model, ``owner/name[@revision]`` on the Hub, or a segmenter module.
 
     Raises:
         WeightsError: no such model. EvaluationError: a model that is no segmenter.
@@ -119,6 +120,8 @@ def open_judge(spec: str | os.PathLike[str] | nn.Module | Judge, *, device: str 
         return spec
     if isinstance(spec, nn.Module):
         return Judge(type(spec).__name__, spec, device=device)
+    if is_repo(spec):
+        return Judge(str(spec).partition("@")[0].rpartition("/")[2], load_pretrained(spec), device=device)
     folder = locate(spec)
     return Judge(folder.resolve().name, load_entry(folder), device=device)
 

@@ -17,8 +17,9 @@ from zoo.loopback import LoopbackHub, commit_of
 import segaware
 from segaware import DDFN, SDABN, SDB, DnCNN, FFDNet, FPNSegmenter, SegAwareWrapper, from_pretrained
 from segaware.cli.main import main
-from segaware.errors import InputError, WeightsError
+from segaware.errors import EvaluationError, InputError, WeightsError
 from segaware.evaluation.contestants import open_contestant
+from segaware.evaluation.judges import open_judge
 from segaware.zoo import hub as hub_module
 from segaware.zoo.catalog import Entry
 from segaware.zoo.save import save_pretrained
@@ -386,6 +387,13 @@ def test_evaluate_by_repository(hub, cache):
     assert open_contestant(REPO).name == REPO
     with pytest.raises(WeightsError, match=r"someone/nothing: no such model on the Hub, or a private one \(and no such folder here\)"):
         open_contestant("someone/nothing")
+
+
+def test_judge_by_repository(hub, cache):
+    with pytest.raises(EvaluationError, match=f"judge {REPO.partition('/')[2]}: a DnCNN without num_classes is no segmenter"):
+        open_judge(f"{REPO}@{hub.commit}")  # fetched and opened: it is a denoiser
+    with pytest.raises(WeightsError, match="someone/nothing: no such model on the Hub"):
+        open_judge("someone/nothing")
 
 
 def test_push(hub, cache):
