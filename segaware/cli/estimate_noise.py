@@ -29,12 +29,13 @@ def estimate_noise(files: tuple[Path, ...], method: str, as_json: bool) -> None:
     """
     from segaware import image_io
     from segaware.errors import SegawareError
-    from segaware.inference.noise_level import CLEAN_LOOKING, estimate_picture
+    from segaware.inference.noise_level import CLEAN_LOOKING, estimate_file, estimate_picture
 
     records, failed = [], []
     for file in files:
         try:
-            level = estimate_picture(image_io.read(file).pixels, method=method)
+            with image_io.opened(file) as source:
+                level = estimate_file(source) if method == "auto" else estimate_picture(source.whole().pixels, method=method)
         except SegawareError as error:
             message = str(error)
             failed.append(message if message.startswith(str(file)) else f"{file}: {message}")

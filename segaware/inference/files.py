@@ -198,7 +198,7 @@ def denoise_file(
     start = time.monotonic()
     if compare is None and reference is None and job.segmentation is None:
         return _in_bands(job, engine, sigma, progress, start)
-    from segaware.inference.noise_level import estimate_picture
+    from segaware.inference.noise_level import describe, estimate_picture
 
     noisy = image_io.read(job.source)
     if reference is not None and (reference.pixels.shape, reference.pixels.dtype) != (noisy.pixels.shape, noisy.pixels.dtype):
@@ -208,7 +208,7 @@ def denoise_file(
     estimated, notices = None, noisy.notices
     if sigma == "auto" and engine.info.takes_sigma:
         sigma = estimated = min(1.0, estimate_picture(noisy.pixels))
-        notices = (*notices, _noise_notice(estimated))
+        notices = (*notices, describe(estimated))
     classes: np.ndarray | None = None
     names: tuple[str, ...] = ()
     if job.segmentation is None:
@@ -239,7 +239,7 @@ def _in_bands(
 ) -> Outcome:
     """A file into a file, a band of rows at a time."""
     from segaware.inference.bands import denoise_bands
-    from segaware.inference.noise_level import estimate_file
+    from segaware.inference.noise_level import describe, estimate_file
 
     estimated = None
     if sigma == "auto" and engine.info.takes_sigma:
@@ -248,18 +248,12 @@ def _in_bands(
     with image_io.opened(job.source) as source:
         notices = source.head.notices
         if estimated is not None:
-            notices = (*notices, _noise_notice(estimated))
+            notices = (*notices, describe(estimated))
         target = image_io.Target(job.target, source.head)  # refuses what the format cannot hold
         _folder_of(job.target)
         with target:
             denoise_bands(engine, source, target, sigma, progress=progress)
     return Outcome(job, "done", None, notices, None, time.monotonic() - start, estimated)
-
-
-def _noise_notice(level: float) -> str:
-    from segaware.inference.noise_level import CLEAN_LOOKING
-
-    return f"noise level {level * 255:.1f}{', which looks clean' if level < CLEAN_LOOKING else ''}"
 
 
 def _missing(job: Job) -> tuple[bool, bool]:

@@ -19,7 +19,7 @@ from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError
 from segaware.image_io import Source
 
-__all__ = ["CLEAN_LOOKING", "METHODS", "estimate_file", "estimate_noise", "estimate_picture"]
+__all__ = ["CLEAN_LOOKING", "METHODS", "describe", "estimate_file", "estimate_noise", "estimate_picture"]
 
 METHODS = ("auto", "patch", "wavelet")
 #: Below this level an image cannot be told from a clean one: the texture of photographs reads so.
@@ -109,6 +109,11 @@ def estimate_file(source: Source) -> float:
         if len(rows) >= _SIDE:
             parts.append(rows[:_SIDE].copy())
     return _level(_tensor(_columns(parts, step)), "auto", clipped, _SIDE)
+
+
+def describe(level: float) -> str:
+    """An estimate in words, in 8-bit units, for people."""
+    return f"noise level {level * 255:.1f}{', which looks clean' if level < CLEAN_LOOKING else ''}"
 
 
 def _sparse(height: int, width: int) -> int | None:

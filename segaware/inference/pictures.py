@@ -16,7 +16,7 @@ from torch import Tensor
 from segaware.checks import check_finite, check_range
 from segaware.contracts import Sigma
 from segaware.errors import InputError
-from segaware.inference.noise_level import estimate_picture
+from segaware.inference.noise_level import describe, estimate_picture
 from segaware.inference.tiling import Box
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def denoise_picture(engine: Engine, picture: Any, sigma: Sigma | str | None, *, 
     if isinstance(picture, (str, os.PathLike)):
         picture = image_io.read(picture)
     if isinstance(picture, image_io.Image):
+        if isinstance(sigma, str) and sigma == "auto" and engine.info.takes_sigma:
+            sigma = min(1.0, estimate_picture(picture.pixels))
+            picture = dataclasses.replace(picture, notices=(*picture.notices, describe(sigma)))
         clean = denoise_pixels(engine, picture.pixels, sigma, progress=progress)
         return picture.with_pixels(clean.astype(picture.pixels.dtype, copy=False))
     if isinstance(picture, PILImage.Image):

@@ -122,6 +122,7 @@ def test_a_model_that_takes_a_level_gets_the_estimate_and_clean_ones_say_so(tmp_
     flat = Image(np.full((64, 64, 3), 100, dtype))
     outcome, clean = in_bands(tmp_path, flat, engine, sigma="auto")
     assert outcome.sigma < 1.5 / 255 and outcome.notices == (f"noise level {outcome.sigma * 255:.1f}, which looks clean",)
+    assert engine(tmp_path / "a.png", "auto").notices == outcome.notices
     noisy = picture(64, 64, dtype)
     outcome, clean = in_bands(tmp_path, noisy, engine, sigma="auto")
     assert np.array_equal(clean.pixels, engine(noisy, outcome.sigma).pixels)
