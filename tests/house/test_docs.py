@@ -1,37 +1,175 @@
-"""The documentation's Python blocks run, and what it links to is there."""
+"""The Python blocks of README, docs and cards run, and what the pages link to is there.
 
+The blocks of a page run in order, in one namespace and one folder, which holds a few pictures (see
+``stage``). A comment on the line above a block changes that, always with a reason or a name:
+
+    <!-- not run: REASON -->     left out
+    <!-- slow: REASON -->        the page from here on, in the slow tests only
+    <!-- needs: PACKAGE -->      the page from here on, where that package is installed
+"""
+
+from __future__ import annotations
+
+import importlib.util
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-DOCS = Path(__file__).parents[2] / "docs"
-TRAINING = (DOCS / "training.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+#: Of the built site, written by docs/_ext/zoo_pages.py from the cards, which are tested themselves.
+GENERATED = DOCS / "models"
+CARDS = sorted((ROOT / "segaware" / "weights").glob("*/README.md"))
+SITE = [path for path in sorted(DOCS.rglob("*.md")) if GENERATED not in path.parents]
+PAGES = [ROOT / "README.md", *SITE, *CARDS]
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *SITE]
+
+BLOCK = re.compile(r"^(?:<!-- (?P<word>not run|slow|needs): *(?P<value>.*?) *-->\n+)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+#: Blocks of README.md and docs together; a number that falls says that blocks were lost.
+AT_LEAST = 20
 
 
-def test_the_training_example_runs(tmp_path, monkeypatch, capsys):
+class Block(NamedTuple):
+    word: str | None
+    value: str | None
+    code: str
+    line: int
+
+
+def blocks_of(text: str) -> list[Block]:
+    return [
+        Block(m["word"], m["value"], m["code"], text.count("\n", 0, m.start("code"))) for m in BLOCK.finditer(text)
+    ]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """A folder with what pages take for granted: ``noisy.png``, ``photos/`` (4 pictures), a trained cascade."""
     monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"^```python\n(.*?)^```", TRAINING, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/training.md", "exec"), {"__name__": "__main__"})
-    assert "'25': " in capsys.readouterr().out and (tmp_path / "run/model/config.json").exists()
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        base = np.kron(random.random((8, 10, 3)), np.ones((8, 8, 1)))
+        Image.fromarray((base * 255).astype(np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        noisy = np.clip(base + 25 / 255 * random.standard_normal(base.shape), 0, 1)
+    Image.fromarray((noisy * 255).round().astype(np.uint8)).save(tmp_path / "noisy.png")
+    return tmp_path
 
 
-def test_the_losses_examples_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}  # the blocks build on each other
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / "losses.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/losses.md", "exec"), names)
-    assert (tmp_path / "sensitivity-run/model/config.json").exists()
+def small_cascade(folder: Path) -> None:
+    from segaware import DDFN, SDABN, SDB, FPNSegmenter
+    from segaware.entries import write_entry
+
+    segmenter = FPNSegmenter(3, backbone="squeezenet1_0", width=8, head="trained", class_names=("sky", "road", "car"))
+    write_entry(folder, SDABN([SDB(segmenter, DDFN(condition_channels=3))]))
 
 
-def test_the_zoo_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "zoo.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    exec(compile(block, "docs/zoo.md", "exec"), {"__name__": "__main__"})
-    assert (tmp_path / "my-ffdnet" / "README.md").exists()
+def run_page(path: Path, folder: Path, *, slow: bool) -> int:
+    """Run a page's blocks; the number of those that ran."""
+    if any("sdabn-50/model" in block.code for block in BLOCKS[path]):
+        small_cascade(folder / "runs/sdabn-50/model")
+    # a card's block begins with the reader's own image
+    own = {"noisy": torch.rand(3, 48, 64), "image": torch.rand(1, 3, 48, 64)} if path in CARDS else {}
+    names: dict[str, object] = {"__name__": "__main__", **own}
+    ran = 0
+    for block in BLOCKS[path]:
+        if block.word == "not run":
+            continue
+        if block.word == "slow" and not slow:
+            break
+        if block.word == "needs" and importlib.util.find_spec(str(block.value)) is None:
+            break
+        exec(compile("\n" * block.line + block.code, name(path), "exec"), names)
+        ran += 1
+    return ran
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+#: The README's blocks run one by one, in test_readme.py.
+WITH_BLOCKS = [path for path in PAGES if BLOCKS[path] and path != ROOT / "README.md"]
+SLOW = [path for path in WITH_BLOCKS if any(block.word == "slow" for block in BLOCKS[path])]
+
+
+@pytest.mark.parametrize("path", WITH_BLOCKS, ids=name)
+def test_the_blocks_of_a_page_run(path, stage, capsys):
+    run_page(path, stage, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SLOW, ids=name)
+def test_the_slow_blocks_of_a_page_run(path, stage, capsys):
+    assert run_page(path, stage, slow=True)
+
+
+def test_no_block_escapes():
+    """Every fence of Python is seen, a mark has a reason, and there are as many as there were."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert len(re.findall(r"^ *```python\b", text, flags=re.MULTILINE)) == len(BLOCKS[path]), f"{name(path)}: indented, or not ```python alone"
+        assert not [block for block in BLOCKS[path] if block.word and not block.value], f"{name(path)}: a mark without a reason"
+    assert sum(len(BLOCKS[path]) for path in PAGES if path not in CARDS) >= AT_LEAST
+
+
+def test_marks_are_read():
+    text = "<!-- not run: no reason -->\n```python\na\n```\n\n```python\nb\n```\n<!-- slow: a minute -->\n\n```python\nc\n```\n"
+    assert [(b.word, b.value, b.code) for b in blocks_of(text)] == [("not run", "no reason", "a\n"), (None, None, "b\n"), ("slow", "a minute", "c\n")]
+
+
+# --- links ------------------------------------------------------------------------------------------
+
+
+def prose(text: str) -> str:
+    """Without code, in which ``](`` is no link."""
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub, and the site, call the headings of a page."""
+    headings = re.findall(r"^#{1,6} +(.*?) *$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def lost_links(page: Path) -> list[str]:
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose(page.read_text(encoding="utf-8"))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (page.parent / place).resolve() if place else page
+        if GENERATED in file.parents:
+            known = {"index", *(card.parent.name for card in CARDS)}
+            if file.stem not in known:
+                lost.append(target)
+        elif not file.exists() or anchor and file.suffix == ".md" and anchor not in anchors(file.read_text(encoding="utf-8")):
+            lost.append(target)
+    return lost
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
 def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not lost_links(page)
+
+
+def test_lost_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A b, `c`\n[x](#a-b-c) [y](page.md#a-b-c) [lost](page.md#d) [gone](gone.md) [far](https://example.org/z) `[n](no.md)`\n")
+    assert lost_links(page) == ["page.md#d", "gone.md"]
+
+
+def test_the_modules_of_public_names_are_in_the_reference():
+    import segaware
+
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
+    missing = {module for module in segaware._PUBLIC.values() if f"automodule:: {module}\n" not in text}
+    assert not missing, "put them on a page of docs/reference"
