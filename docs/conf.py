@@ -28,6 +28,8 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3  # as on GitHub: the pages are read there too
 
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # torch.nn.Module has a text for every forward()
+add_module_names = False
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False

@@ -49,20 +49,15 @@ def _index(entries: dict[str, dict[str, Any]]) -> str:
 
 
 def _measured(config: dict[str, Any]) -> str:
-    """The numbers at the leaves, each with the path of names that leads to it."""
-    found: list[str] = []
-
-    def walk(value: Any, path: tuple[str, ...]) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, (*path, str(key)))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append(f"{' '.join(path).replace('_', ' ')}: {value:g}")
-
-    measured = config.get("measured") or {}
-    if isinstance(measured, dict):
-        walk({key: value for key, value in measured.items() if key not in ("seed", "images")}, ())
-    return "; ".join(found[:6]) or "see its page"
+    """PSNR by noise level, or mean IoU by set; the rest is on the model's page."""
+    measured = config.get("measured")
+    measured = measured if isinstance(measured, dict) else {}
+    psnr = measured.get("psnr")
+    if isinstance(psnr, dict) and psnr:
+        return f"PSNR {' / '.join(f'{value:.2f}' for value in psnr.values())} dB at sigma {' / '.join(psnr)}"
+    sets = {name: inner for name, inner in measured.items() if isinstance(inner, dict) and "miou" in inner and name != "held_out"}
+    scores = [f"mean IoU {inner['miou']:.1f} % ({name.replace('_', ' ')})" for name, inner in sets.items()]
+    return "; ".join(scores) or "see its page"
 
 
 def _page(folder: Path, config: dict[str, Any]) -> str:
