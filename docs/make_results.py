@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ SHARES = ("0.03", "0.06")
 OURS = ("dncnn-blind", "liu-blind")
 #: Frame with cars, people and poles, for the strip.
 FRAME = "0016E5_08041"
+BEGIN, END = "<!-- what we read from it, by hand -->", "<!-- end of it -->"
 #: docs/images is looked at in a browser: no wider than this.
 WIDEST = 1500
 
@@ -143,6 +145,13 @@ def question(summary, pairs):
     return grid(rows), words
 
 
+def kept(page):
+    """What people have written into the page, between two marks: the only part that is not written anew."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
+    return found[0] if found else f"{BEGIN}\n{END}"
+
+
 def save(figure, name):
     picture = Image.open(io.BytesIO(png(figure))).convert("RGB")
     if picture.width > WIDEST:
@@ -171,8 +180,7 @@ def page(args):
     pairs += [(AUTHORS[2], f"{PLAIN}+{share}") for share in SHARES] if authors else []
     pairs += [("liu-blind", "dncnn-blind")]
     differences, words = question(camvid, pairs)
-    notes = DOCS / "results-notes.md"
-    out += [notes.read_text(encoding="utf-8").strip(), ""] if notes.is_file() else []
+    out += [kept(DOCS / "results.md"), ""]
     out += [
         "## The judges", "",
         "Three segmenters trained on clean CamVid frames with `examples/train_segmenter.py`; none of them trains a denoiser."
