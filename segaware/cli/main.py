@@ -6,6 +6,7 @@ import click
 
 from segaware import __version__
 from segaware.cli.convert import convert
+from segaware.cli.demo import demo
 from segaware.cli.denoise import denoise
 from segaware.cli.doctor import doctor
 from segaware.cli.download import download
@@ -30,11 +31,13 @@ def main() -> None:
     segaware models
     segaware download OWNER/NAME
     segaware export onnx dncnn-blind dncnn.onnx --dynamic
+    segaware demo
     segaware doctor
     """
 
 
 main.add_command(convert)
+main.add_command(demo)
 main.add_command(denoise)
 main.add_command(doctor)
 main.add_command(download)

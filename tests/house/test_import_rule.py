@@ -18,6 +18,7 @@ FLOORS = [
     ["wrapper", "cascade", "baselines", "inference"],
     ["training", "evaluation", "transforms"],
     ["zoo", "export", "doctor"],
+    ["demo"],
     ["cli __main__"],
 ]
 PLACE = {
