@@ -194,10 +194,10 @@ def page(args):
     ]  # fmt: skip
     figure = levels(camvid)
     if figure is not None:
-        out += [f"![Every measure against sigma, a line a method]({save(figure, 'results-levels.png')})", ""]
+        out += [f"![Every measure against sigma, a line a method; framed on the denoisers, the noisy image lies below]({save(figure, 'results-levels.png')})", ""]
     figure = fidelity_task(camvid)
     if figure is not None:
-        out += [f"![PSNR across, mIoU up, a panel a judge]({save(figure, 'results-fidelity-task.png')})", ""]
+        out += [f"![PSNR across, mIoU up, a panel a judge; bars are intervals over blocks of frames, which all methods share]({save(figure, 'results-fidelity-task.png')})", ""]
     out += ["## CamVid val", "", *about(camvid), "", *section(camvid, ("psnr", "ssim", "miou", "consistency"), noises)]
     out += ["### Do no harm: clean frames through the denoiser", ""]
     harm = [m for m in camvid.results.measures if m.key.partition(":")[0] in ("psnr", "changed")]

@@ -186,9 +186,15 @@ def topk_hits(
         )
     chosen = labels.where(counted, 0)[:, None]
     own, chosen = logits.gather(1, chosen)[:, 0], chosen[:, 0]
+    # class after class: a sum over so short a dimension takes 20 times as long
     rank = torch.zeros_like(chosen, dtype=torch.int32)  # (B, ...)
-    for index, other in enumerate(logits.unbind(1)):  # a sum over so short a dimension takes 20 x as long
-        rank += (other > own) | ((other == own) & (chosen > index))
+    equal = torch.zeros_like(rank)
+    for other in logits.unbind(1):
+        rank += other > own
+        equal += other == own
+    if (equal > 1).any():
+        for index, other in enumerate(logits.unbind(1)):
+            rank += (other == own) & (chosen > index)
     rank, counted = rank.reshape(len(rank), -1), counted.reshape(len(rank), -1)
     total = counted.sum(1).double()
     hits = [((rank < number) & counted).sum(1) / total for number in several]

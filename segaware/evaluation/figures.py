@@ -19,10 +19,11 @@ from segaware.evaluation.results import Measure
 from segaware.evaluation.summary import Summary
 from segaware.task_metrics import IGNORE
 
-__all__ = ["fidelity_task", "levels", "png", "strip"]
+__all__ = ["fidelity_task", "jpeg", "levels", "png", "strip"]
 
-# Okabe and Ito 2008, black last; the yellow is too light for lines on white
-_METHODS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# Okabe and Ito 2008, black last but one; their yellow is too light for lines on white, Tol's wine stands for it
+_METHODS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#882255")
+_NOISY = {"color": "#888888", "marker": "x", "linestyle": ":"}
 _MARKERS = "osD^vPXhp*"
 _DASHES = ("-", "--", "-.", ":")
 _VOID = (1.0, 1.0, 1.0)
@@ -52,7 +53,17 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _style(index: int) -> dict[str, Any]:
+def jpeg(figure: Any) -> bytes:
+    """The figure as a JPEG file: for photographs, of which a report may hold dozens."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 85, "optimize": True})
+    return buffer.getvalue()
+
+
+def _style(summary: Summary, name: str) -> dict[str, Any]:
+    if name == "noisy":
+        return dict(_NOISY)
+    index = [other for other in summary.results.names if other != "noisy"].index(name)
     return {
         "color": _METHODS[index % len(_METHODS)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -74,17 +85,21 @@ def levels(summary: Summary) -> Any | None:
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis, measure in zip(axes, measures, strict=False):
         factor = 100 if measure.percent else 1
-        for index, name in enumerate(results.names):
+        shown: list[float] = []
+        for name in results.names:
             found = [(noise.sigma, summary.entry(measure.key, noise.label, name)) for noise in noises]
             points = [(x, e) for x, e in found if e is not None and math.isfinite(e.value)]
             if not points:
                 continue
             xs = [x for x, _ in points]
-            style = _style(index)
+            style = _style(summary, name)
             axis.plot(xs, [factor * e.value for _, e in points], label=name, markersize=5, linewidth=1.4, **style)
+            if name != "noisy":
+                shown += [factor * v for _, e in points for v in (e.value, e.low, e.high) if math.isfinite(v)]
             if all(not math.isnan(e.low) for _, e in points):
                 low, high = ([factor * getattr(e, side) for _, e in points] for side in ("low", "high"))
                 axis.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        _frame(axis, "y", shown)
         axis.set_title(_short(measure), fontsize=9)
         axis.set_xlabel("sigma (8-bit units)", fontsize=8)
         axis.set_xticks([noise.sigma for noise in noises])
@@ -97,6 +112,13 @@ def levels(summary: Summary) -> Any | None:
     return figure
 
 
+def _frame(axis: Any, side: str, shown: list[float]) -> None:
+    """Frame what the denoisers did: with the noisy image's far lower figures in it their differences could not be seen."""
+    if shown and max(shown) > min(shown):
+        room = 0.07 * (max(shown) - min(shown))
+        getattr(axis, f"set_{side}lim")(min(shown) - room, max(shown) + room)
+
+
 def _short(measure: Measure) -> str:
     kind, _, judge = measure.key.partition(":")
     names = {"miou": "mIoU (%)", "consistency": "consistency (mIoU with clean, %)", "changed": "changed pixels (%)"}
@@ -104,7 +126,7 @@ def _short(measure: Measure) -> str:
 
 
 def fidelity_task(summary: Summary) -> Any | None:
-    """PSNR across, what the judges see up, one panel a judge, crosses are intervals; None without both."""
+    """PSNR across, what the judges see up, one panel a judge, bars are intervals of the latter; None without both."""
     results = summary.results
     noises = [noise for noise in results.noises if noise != "clean"]
     kind = "miou" if results.labelled else "consistency"
@@ -116,18 +138,31 @@ def fidelity_task(summary: Summary) -> Any | None:
     figure = _pyplot()(4.8 * across, 3.9 * down + 0.6)
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis, measure in zip(axes, measures, strict=False):
-        for index, name in enumerate(results.names):
-            style = _style(index)
+        xs: list[float] = []
+        ys: list[float] = []
+        places: dict[str, tuple[float, float]] = {}
+        for name in [name for name in results.names if name != "noisy"] or results.names:
+            style = _style(summary, name)
             pairs = [(summary.entry("psnr", n, name), summary.entry(measure.key, n, name), n) for n in noises]
+            first = True
             for psnr, task, noise in pairs:
                 if psnr is None or task is None or not (math.isfinite(psnr.value) and math.isfinite(task.value)):
                     continue
                 axis.errorbar(
-                    psnr.value, 100 * task.value, xerr=_reach(psnr, 1), yerr=_reach(task, 100), markersize=7, elinewidth=0.8,
-                    color=style["color"], marker=style["marker"], linestyle="none", label=name if noise == noises[0] else None,
+                    psnr.value, 100 * task.value, yerr=_reach(task, 100), markersize=6, elinewidth=0.8,
+                    color=style["color"], marker=style["marker"], linestyle="none", label=name if first else None,
                 )  # fmt: skip
-                if len(noises) > 1:
-                    axis.annotate(noise.replace("sigma ", ""), (psnr.value, 100 * task.value), xytext=(5, 5), textcoords="offset points", fontsize=7)
+                first = False
+                if name != "noisy":
+                    xs.append(psnr.value)
+                    ys += [100 * v for v in (task.value, task.low, task.high) if math.isfinite(v)]
+                    top = 100 * (task.high if math.isfinite(task.high) else task.value)
+                    places[noise] = max(places.get(noise, (0.0, -math.inf)), (psnr.value, top), key=lambda place: place[1])
+        _frame(axis, "x", xs)
+        _frame(axis, "y", ys)
+        if len(noises) > 1:  # once a level, above its highest method: all of them would hide each other
+            for noise, place in places.items():
+                axis.annotate(noise, place, xytext=(0, 3), textcoords="offset points", fontsize=7, ha="center")
         axis.set_xlabel("PSNR (dB)", fontsize=8)
         axis.set_ylabel(_short(measure).replace("\n", " "), fontsize=8)
         axis.tick_params(labelsize=8)

@@ -64,7 +64,7 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-t
 {% if asides %}<ul>{% for line in asides %}<li>{{ line }}</li>
 {% endfor %}</ul>{% endif %}{% endif %}
 {% if figures %}<h2>Figures</h2>{% endif %}
-{% for figure in figures %}<figure><h3>{{ figure.title }}</h3><div class="scroll fit"><img alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.data }}"></div><figcaption>{{ figure.alt }}</figcaption></figure>
+{% for figure in figures %}<figure><h3>{{ figure.title }}</h3><div class="scroll fit"><img alt="{{ figure.alt }}" src="data:image/{{ figure.kind }};base64,{{ figure.data }}"></div><figcaption>{{ figure.alt }}</figcaption></figure>
 {% endfor %}
 <h2>All methods</h2>
 <p><small>&#9733; ahead of every other method beyond its interval; ~ cannot be told from the best.</small></p>
@@ -152,12 +152,13 @@ def _parts(cell: str) -> dict[str, str]:
 def _figures(summary: Summary, pictures: Pictures, crop: tuple[int, int, int] | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
-    def add(title: str, alt: str, figure: Any) -> None:
+    def add(title: str, alt: str, figure: Any, kind: str = "png") -> None:
         if figure is not None:
-            found.append({"title": title, "alt": alt, "data": base64.b64encode(figures.png(figure)).decode()})
+            data = figures.png(figure) if kind == "png" else figures.jpeg(figure)
+            found.append({"title": title, "alt": alt, "kind": kind, "data": base64.b64encode(data).decode()})
 
     results = summary.results
-    add("Against the noise level", "Each measure against sigma, one line a method, shaded by its interval.", figures.levels(summary))
+    add("Against the noise level", "Each measure against sigma, one line a method, shaded by its interval. Framed on the denoisers: the noisy image may lie outside.", figures.levels(summary))
     add(
         "Fidelity and task",
         "PSNR against what a judge sees; a method further up serves the machine better, further right it is nearer to the clean image.",
@@ -173,5 +174,5 @@ def _figures(summary: Summary, pictures: Pictures, crop: tuple[int, int, int] | 
                     text = "Each denoiser's image, the zoomed part that is framed in it" + (
                         f", the classes that {judge} sees in it, and where these are wrong." if judge else "."
                     )
-                    add(title, text, figures.strip(summary, pictures, image, noise, judge, crop))
+                    add(title, text, figures.strip(summary, pictures, image, noise, judge, crop), "jpeg")
     return found

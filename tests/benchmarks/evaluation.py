@@ -172,8 +172,9 @@ def measure_overhead(report: Report, quick: bool, _: list[int]) -> None:
                     report.add(f"    {part}", spent, "s")
                 report.add("    the rest", total - sum(seconds.values()), "s")
                 networks = sum(spent for part, spent in seconds.items() if part.startswith(("denoiser", "judges:")))
-                share = (total - networks) / seconds["denoiser"]
-                report.add("  all but the networks, against the denoiser", share, "", 0.15)
+                opened = sum(spent for part, spent in seconds.items() if part.startswith("opening"))  # once, however many images
+                share = (total - networks - opened) / seconds["denoiser"]
+                report.add("  all but the networks and opening them, against the denoiser", share, "", 0.15)
 
 
 def measure_minute(report: Report, quick: bool, _: list[int]) -> None:
