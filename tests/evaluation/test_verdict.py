@@ -56,6 +56,16 @@ def test_levels_and_judges_that_differ():
     assert text[1] == "No denoiser is best throughout. Take a for eye at sigma 15 and for lens; b for eye at sigma 50."
 
 
+def test_many_looks_are_counted_not_listed():
+    first, second = {"noisy": 0, "a": 0.2, "b": 0.1}, {"noisy": 0, "a": 0.1, "b": 0.2}
+    sigmas = (5, 15, 25, 50)
+    results = made({"eye": {5: second, 15: first, 25: first, 50: first}, "lens": dict.fromkeys(sigmas, first)}, judges=("eye", "lens"), sigmas=sigmas)
+    assert headline(results)[1] == (
+        "No denoiser is best throughout. a is among the best, not to be told from the leader or leading,"
+        " in 7 of 8 looks (judges x levels), b in 1. The tables say where."
+    )
+
+
 def test_harm_is_said():
     text = headline(made({"eye": {25: {"noisy": 0.2, "a": 0, "b": 0.1}}}))
     assert "Denoising does harm" in text[0] and "Leave the image as it is" in text[0]
