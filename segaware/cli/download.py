@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import click
@@ -50,16 +48,11 @@ def _copy(folder: Path, target: Path) -> Path:
     """Each file beside its place and renamed; through the links of the cache."""
     if target.exists() and target.resolve() == folder.resolve():
         return target
+    from segaware.zoo.save import copy_files
+
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith("."):
-                partial = target / f".{file.name}.partial"
-                try:
-                    shutil.copyfile(file, partial)
-                    os.replace(partial, target / file.name)
-                finally:
-                    partial.unlink(missing_ok=True)
+        copy_files((file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")), target)
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written ({error.strerror}); choose another --local-dir") from error
     return target

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -271,3 +272,16 @@ def check_triple(values: Any, what: str) -> tuple[float, ...]:
             f"{what}: expected three numbers on the [0, 1] scale{', over 0' if what == 'std' else ''}, got {values!r}"
         )
     return triple
+
+
+def check_classes(num_classes: int, class_names: Sequence[str] | None, who: str) -> tuple[str, ...] | None:
+    """The names as a tuple.
+
+    Raises:
+        InputError: fewer than 2 classes, or not one name a class.
+    """
+    if num_classes < 2:
+        raise InputError(f"{who}: num_classes {num_classes}; need at least 2 (foreground and background are two)")
+    if class_names is not None and len(class_names) != num_classes:
+        raise InputError(f"{who}: {len(class_names)} class names for {num_classes} classes; give one name a class")
+    return None if class_names is None else tuple(class_names)

@@ -17,7 +17,7 @@ from segaware.checks import check_images
 from segaware.errors import InputError
 from segaware.layers.sizes import crop, multiple_of, pad_edges, resize
 from segaware.pretrained import Pretrained
-from segaware.segmenters.backbones import build_backbone, check_triple, load_library
+from segaware.segmenters.backbones import build_backbone, check_classes, check_triple, load_library
 
 __all__ = ["DeepLabSegmenter"]
 
@@ -69,25 +69,22 @@ class DeepLabSegmenter(nn.Module, Pretrained):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise InputError(f"DeepLabSegmenter: num_classes {num_classes}; need at least 2 (foreground and background are two)")
+        names = check_classes(num_classes, class_names, "DeepLabSegmenter")
         if width < 1 or not rates or min(rates) < 1 or not 0 <= dropout < 1:
             raise InputError(
                 f"DeepLabSegmenter: width {width}, rates {tuple(rates)}, dropout {dropout};"
                 " need width and rates of at least 1, dropout in [0, 1)"
             )
-        if class_names is not None and len(class_names) != num_classes:
-            raise InputError(f"DeepLabSegmenter: {len(class_names)} class names for {num_classes} classes; give one name a class")
         self.backbone = build_backbone(backbone, weights)
         mean = check_triple(self.backbone.mean if mean is None else mean, "mean")
         std = check_triple(self.backbone.std if std is None else std, "std")
         self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = names
         # no weights here: a saved model carries its own
         self.config = {
             "num_classes": num_classes, "backbone": backbone, "width": width, "rates": list(rates),
             "dropout": dropout, "mean": list(mean), "std": list(std),
-            "class_names": None if class_names is None else list(class_names),
+            "class_names": None if names is None else list(names),
         }  # fmt: skip
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)

@@ -18,7 +18,7 @@ from segaware.checks import check_images
 from segaware.errors import InputError
 from segaware.layers.sizes import crop, multiple_of, pad_edges, resize
 from segaware.pretrained import Pretrained
-from segaware.segmenters.backbones import build_backbone, check_triple
+from segaware.segmenters.backbones import build_backbone, check_classes, check_triple
 
 __all__ = ["FPNSegmenter"]
 
@@ -114,23 +114,16 @@ class FPNSegmenter(nn.Module, Pretrained):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise InputError(
-                f"FPNSegmenter: num_classes {num_classes}; need at least 2 (foreground and background are two)"
-            )
+        names = check_classes(num_classes, class_names, "FPNSegmenter")
         if width < 2 or width % 2:
             raise InputError(f"FPNSegmenter: width {width}; need an even number of channels")
         if head not in ("released", "trained"):
             raise InputError(f"FPNSegmenter: head {head!r}; choose 'released' or 'trained'")
-        if class_names is not None and len(class_names) != num_classes:
-            raise InputError(
-                f"FPNSegmenter: {len(class_names)} class names for {num_classes} classes; give one name a class"
-            )
         self.backbone = build_backbone(backbone, weights)
         mean = check_triple(self.backbone.mean if mean is None else mean, "mean")
         std = check_triple(self.backbone.std if std is None else std, "std")
         self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = names
         # no weights here: a saved model carries its own
         self.config = {
             "num_classes": num_classes,
@@ -139,7 +132,7 @@ class FPNSegmenter(nn.Module, Pretrained):
             "head": head,
             "mean": list(mean),
             "std": list(std),
-            "class_names": None if class_names is None else list(class_names),
+            "class_names": None if names is None else list(names),
         }
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)

@@ -24,7 +24,7 @@ from segaware.checks import check_images
 from segaware.errors import InputError, ModelError, WeightsError
 from segaware.layers.sizes import resize
 from segaware.pretrained import Pretrained
-from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple, load_library
+from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_classes, check_triple, load_library
 
 __all__ = ["HRNetSegmenter", "convert_hrnet"]
 
@@ -139,8 +139,7 @@ class HRNetSegmenter(nn.Module, Pretrained):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise InputError(f"HRNetSegmenter: num_classes {num_classes}; need at least 2 (foreground and background are two)")
+        names = check_classes(num_classes, class_names, "HRNetSegmenter")
         if width < 1 or blocks < 1 or bottlenecks < 1 or len(modules) != 3 or min(modules) < 1:
             raise InputError(
                 f"HRNetSegmenter: width {width}, modules {tuple(modules)}, blocks {blocks}, bottlenecks {bottlenecks};"
@@ -148,17 +147,15 @@ class HRNetSegmenter(nn.Module, Pretrained):
             )
         if init not in ("released", "kaiming"):
             raise InputError(f"HRNetSegmenter: init {init!r}; choose 'released' or 'kaiming'")
-        if class_names is not None and len(class_names) != num_classes:
-            raise InputError(f"HRNetSegmenter: {len(class_names)} class names for {num_classes} classes; give one name a class")
         mean = check_triple(IMAGENET_MEAN if mean is None else mean, "mean")
         std = check_triple(IMAGENET_STD if std is None else std, "std")
         self.num_classes = num_classes
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = names
         # neither weights nor init: a saved model carries its own
         self.config = {
             "num_classes": num_classes, "width": width, "modules": list(modules), "blocks": blocks,
             "bottlenecks": bottlenecks, "mean": list(mean), "std": list(std),
-            "class_names": None if class_names is None else list(class_names),
+            "class_names": None if names is None else list(names),
         }  # fmt: skip
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)

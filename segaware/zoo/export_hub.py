@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from segaware.inference.engine import Engine
 from segaware.metrics import psnr
 from segaware.noise import add_gaussian
 from segaware.zoo.card import metadata_block, model_card
-from segaware.zoo.save import CARD
+from segaware.zoo.save import CARD, copy_files
 
 __all__ = ["SIDE", "SIGMA", "export_hub"]
 
@@ -59,14 +58,8 @@ def export_hub(
         source, target = shipped_folder(name), Path(folder) / name
         try:
             (target / _EXAMPLES).mkdir(parents=True, exist_ok=True)
-            for file in sorted(source.iterdir()):
-                if file.name in (CONFIG, WEIGHTS) or file.name.startswith(("LICENSE", "NOTICE")):
-                    partial = target / f".{file.name}.partial"
-                    try:
-                        shutil.copyfile(file, partial)
-                        os.replace(partial, target / file.name)
-                    finally:
-                        partial.unlink(missing_ok=True)
+            files = sorted(source.iterdir())
+            copy_files((f for f in files if f.name in (CONFIG, WEIGHTS) or f.name.startswith(("LICENSE", "NOTICE"))), target)
             example = _example(source, target / _EXAMPLES, picture)
             card = target / CARD
             if not card.exists():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from segaware.zoo.advice import HubErrors
 from segaware.zoo.card import model_card
 from segaware.zoo.hub import client
 
-__all__ = ["CARD", "push_to_hub", "save_pretrained"]
+__all__ = ["CARD", "copy_files", "push_to_hub", "save_pretrained"]
 
 CARD = "README.md"
 #: How a network is called when nothing was said: such a wrapper adds nothing to the denoiser it holds.
@@ -139,3 +141,18 @@ def push_to_hub(
                 repo_id=repo, folder_path=folder, allow_patterns=files, revision=revision, commit_message=message
             )
     return str(done.commit_url)
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Each file into ``folder`` under its name: written beside its place and renamed, so that none is there in part.
+
+    Raises:
+        OSError: a folder that cannot be written; the caller says what to choose instead.
+    """
+    for file in files:
+        partial = folder / f".{file.name}.partial"
+        try:
+            shutil.copyfile(file, partial)
+            os.replace(partial, folder / file.name)
+        finally:
+            partial.unlink(missing_ok=True)
