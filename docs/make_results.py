@@ -170,8 +170,9 @@ def page(args):
     authors = PLAIN in camvid.results.names
     out = [
         "# Results", "",
-        "Written by `python docs/make_results.py --cbsd68 DIR --camvid DIR --authors DIR`; every figure is measured,"
-        " none is typed. Noise is white and Gaussian, neither clipped nor rounded; denoisers that need sigma are told it."
+        "Written by `python docs/make_results.py --cbsd68 DIR --camvid DIR --authors DIR`; every figure of the tables is measured;"
+        " only \"In short\" is written by hand, from them. Noise is white and Gaussian, neither clipped nor rounded;"
+        " denoisers that need sigma are told it."
         f" segaware {machine['segaware']}, torch {machine['torch']}, on {machine['device']}.", "",
         "Brackets are 95 % bootstrap intervals. Bold is best beyond a paired, corrected interval; ~ cannot be told from the best.", "",
     ]  # fmt: skip
