@@ -13,12 +13,12 @@ PACKAGE = Path(segaware.__file__).parent
 #: one room (the ground floor). A new room gets its floor here.
 FLOORS = [
     ["errors contracts checks registry pretrained"],
-    ["layers", "noise", "image_io class_maps", "entries guarded", "luma", "parts"],
+    ["layers", "noise", "image_io class_maps", "entries guarded", "luma", "parts", "fingerprint"],
     ["denoisers", "segmenters", "losses", "metrics task_metrics label_free detection", "niqe niqe_features"],
     ["wrapper", "cascade", "baselines", "inference"],
     ["training", "evaluation", "transforms"],
     ["zoo", "export", "doctor"],
-    ["demo"],
+    ["demo", "bulk"],
     ["cli __main__"],
 ]
 PLACE = {
