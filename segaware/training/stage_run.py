@@ -30,6 +30,7 @@ from segaware.noise import add_gaussian, add_poisson
 from segaware.training import checkpoint
 from segaware.training.average import Average
 from segaware.training.log import Log, not_finite
+from segaware.training.muon import Muon, inner_matrices
 from segaware.training.stages import IGNORE, Crops, StageRecipe
 from segaware.training.variants import Entry
 
@@ -98,11 +99,7 @@ class StageRun:
     def _loop(self, frames: Frames, progress: bool) -> None:
         recipe, network = self.recipe, self.network
         network.to(self.device).to(memory_format=torch.channels_last)
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
-        else:
-            optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimizer = _optimizer(network, recipe)
         average = Average(network, recipe.ema)
         step = 0
         found = checkpoint.latest(self.folder)
@@ -130,7 +127,7 @@ class StageRun:
             for noisy, clean, labels in loader:
                 network.train()
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(step)
+                    group["lr"] = recipe.rate(step) * (2 if group.get("matrix") else 1)
                 noisy, clean = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (noisy, clean))
                 with self._arithmetic():
                     loss = self._loss(noisy, clean, labels.to(self.device, non_blocking=True), weights)
@@ -262,6 +259,17 @@ class StageRun:
         ):  # fmt: skip
             if saved.get(key) != mine.get(key):
                 raise TrainingError(f"{where} {what}; remove the folder to train it anew, or choose another")
+
+
+def _optimizer(network: nn.Module, recipe: StageRecipe) -> torch.optim.Optimizer:
+    params = list(network.parameters())
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(params, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(params, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    matrices = inner_matrices(network, 3)
+    chosen = {id(p) for p in matrices}
+    return Muon(matrices, [p for p in params if id(p) not in chosen], weight_decay=recipe.weight_decay)
 
 
 def _fixed(network: nn.Module, device: torch.device) -> nn.Module:

@@ -20,7 +20,7 @@ from segaware.noise import add_gaussian, add_poisson
 __all__ = ["IGNORE", "RECIPES", "Crops", "StageRecipe"]
 
 _CHOICES = {
-    "optimizer": ("sgd", "adam"),
+    "optimizer": ("sgd", "adam", "muon"),
     "noise": ("gaussian", "poisson"),
     "symmetry": ("none", "mirror", "all"),
     "precision": ("float32", "bf16"),
@@ -39,7 +39,8 @@ class StageRecipe:
     Args:
         steps, batch_size: optimiser steps, images a step.
         crop: height and width of what a step sees.
-        optimizer: ``"sgd"`` (with ``momentum``) or ``"adam"``.
+        optimizer: ``"sgd"`` (with ``momentum``), ``"adam"``, or ``"muon"`` (:mod:`segaware.training.muon`;
+            its matrices at twice the rate).
         learning_rate, final_rate, power: the rate of step t is
             ``(learning_rate - final_rate) * (1 - t / steps) ** power + final_rate``.
         weight_decay: L2 in the gradient, of all parameters.

@@ -94,6 +94,27 @@ def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeyp
     assert same(cascade, whole[1])
 
 
+def test_muon_steps_matrices_at_twice_the_rate_and_resumes(frames, tmp_path, monkeypatch):
+    muon = {part: r.change(optimizer="muon") if part == "denoiser" else r for part, r in SAVING.items()}
+    one = run(frames, tmp_path / "one", recipes=muon, stages=1)
+    rates, steps = [], []
+    original = stage_run.Muon.step
+
+    def step(self, *args):
+        rates.append({group["matrix"]: group["lr"] for group in self.param_groups})
+        if len(rates) == 3 and not steps:
+            steps.append(None)
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(stage_run.Muon, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run(frames, tmp_path / "two", recipes=muon, stages=1)
+    assert same(run(frames, tmp_path / "two", recipes=muon, stages=1), one)
+    assert all(pair[True] == 2 * pair[False] for pair in rates) and rates[0][False] == 1e-3
+    assert not same(one, run(frames, tmp_path / "adam", stages=1))
+
+
 def test_starts_and_what_is_fixed(frames, tmp_path, monkeypatch):
     seen = {}
     original = StageRun._loop
