@@ -17,6 +17,7 @@ import click
 from segaware.cli.command import Command, Failure
 
 if TYPE_CHECKING:
+    from segaware.inference.bench import Order
     from segaware.inference.engine import Engine
     from segaware.inference.files import Job, Outcome
 
@@ -44,6 +45,17 @@ class _Sigma(click.ParamType):
             return float(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+class _Count(click.ParamType):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if value == "auto" or isinstance(value, int):
+            return value
+        if value.isdecimal() and 0 < int(value) <= 4096:
+            return int(value)
+        self.fail(f"{value!r} is neither a number from 1 to 4096 nor auto", param, ctx)
 
 
 class _Keep(click.ParamType):
@@ -92,6 +104,16 @@ _PATH = click.Path(path_type=Path)
     help="Also write the classes of each pixel into DIR, as PNGs with a palette; for models that segment.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist (else: refused; in folders skipped).")
+@click.option("--processes", type=_Count(), default=1, help="Of a folder: how many at once; auto: one a core, or a GPU. [1]")
+@click.option("--shard", metavar="I/N", help="Of a folder: only the I-th of N parts, from 1 to N, the same whoever asks.")
+@click.option(
+    "--manifest", metavar="FILE", type=_PATH,
+    help="Of a folder: keep a record here, a JSON line an image; run again, what is done is passed over. Shards may share it.",
+)
+@click.option(
+    "--batch", type=_Count(), default="auto", show_default=True,
+    help="Of a folder: small images of one size at once; auto: only where no bit changes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def denoise(
     source: Path,
@@ -106,6 +128,10 @@ def denoise(
     reference: Path | None,
     segmentation: Path | None,
     overwrite: bool,
+    processes: int | str,
+    shard: str | None,
+    manifest: Path | None,
+    batch: int | str,
     as_json: bool,
 ) -> None:
     """Denoise INPUT, an image or a folder of images, into OUTPUT.
@@ -115,13 +141,24 @@ def denoise(
     listed at the end. Memory follows the rows at work, not the image.
     """
     _check_sigma(sigma)
+    if source.is_dir():
+        if compare or reference:
+            raise click.UsageError("--compare and --reference are for a single image, but INPUT is a folder")
+        from segaware.entries import DEFAULT_MODEL
+        from segaware.inference.bench import Order
+
+        order = Order(
+            model or DEFAULT_MODEL, sigma, keep, tile, precision, device, segmentation is not None, batch, "replace" if overwrite else "skip"
+        )
+        _folder(source, target, order, segmentation, shard, manifest, processes, as_json)
+        return
+    if source.exists() and (shard or manifest or processes != 1):
+        raise click.UsageError("--shard, --manifest and --processes are for folders, but INPUT is a single image")
     from segaware import image_io
     from segaware.inference.files import plan, plan_segmentation
+    from segaware.inference.ranks import launched
 
     jobs = plan(source, target, overwrite=overwrite)
-    single = not source.is_dir()
-    if not single and (compare or reference):
-        raise click.UsageError("--compare and --reference are for a single image, but INPUT is a folder")
     if compare is not None:
         _check_compare(compare, [jobs[0].source, jobs[0].target, *([reference] if reference else [])], overwrite)
     if reference is not None and reference.exists() and jobs[0].target.exists() and reference.samefile(jobs[0].target):
@@ -129,6 +166,8 @@ def denoise(
     if segmentation is not None:
         taken = [path for path in (compare, reference) if path is not None]
         jobs = plan_segmentation(jobs, source, segmentation, taken=taken, overwrite=overwrite)
+    if not launched().first:
+        return  # one image, one process
     clean = image_io.read(reference) if reference is not None else None
 
     from segaware.inference.engine import DEFAULT_MODEL, Engine
@@ -137,8 +176,57 @@ def denoise(
     engine = (Engine if segmentation is None else SegmentingEngine)(model or DEFAULT_MODEL, keep=keep, tile=tile, precision=precision, device=device)
     _check_model_sigma(engine, sigma)
     level = sigma / 255 if isinstance(sigma, float) else sigma
-    outcomes = _run(jobs, engine, level, single, overwrite, compare, clean)
-    _report(outcomes, engine, sigma, single, as_json)
+    outcome = _run(jobs[0], engine, level, overwrite, compare, clean)
+    _report(outcome, engine, sigma, as_json)
+
+
+def _folder(
+    source: Path, target: Path, order: Order, segmentation: Path | None, shard: str | None, manifest: Path | None, processes: int | str, as_json: bool
+) -> None:
+    """A folder, or this process's part of it; the first of several processes prints what all have done."""
+    import dataclasses
+
+    from tqdm import tqdm
+
+    from segaware.inference.folder import denoise_folder
+    from segaware.inference.pool import suitable
+    from segaware.inference.ranks import gathered, launched
+    from segaware.inference.shards import Shard
+
+    ranks = launched()
+    part = dataclasses.replace(Shard.parse(shard or "1/1"), rank=ranks.index, ranks=ranks.count)
+    records: list[dict[str, Any]] = []
+    # disable=None: no bar where stderr is no terminal
+    with _terminable(), tqdm(unit="image", disable=None if ranks.first else True) as bar:
+
+        def report(outcome: Outcome, total: int | None) -> None:
+            bar.total = total
+            bar.set_postfix_str(outcome.job.source.name, refresh=False)
+            bar.update()
+            for notice in outcome.notices:
+                bar.write(f"{outcome.job.source}: {notice}", file=sys.stderr)
+            if as_json and manifest is None:
+                records.append(_record(outcome))
+
+        tally = denoise_folder(
+            source, target, order, segmentation=segmentation, shard=part, manifest=manifest, local=ranks.local,
+            processes=suitable(order.device) if isinstance(processes, str) else processes, report=report,
+        )  # fmt: skip
+    facts, (tally, records), *others = tally.facts, *gathered((tally, records), ranks)
+    if ranks.first:
+        for other, theirs in others:
+            tally += other
+            records += theirs
+    counts = {status: getattr(tally, status) for status in ("done", "skipped", "failed")}
+    if as_json and ranks.first:
+        record: dict[str, Any] = {"model": facts.model, "model_hash": facts.model_hash, "sigma": order.sigma, "shard": str(part), **counts}
+        click.echo(json.dumps(record | ({"files": records} if manifest is None else {"manifest": str(manifest)}), indent=2))
+    elif ranks.first:
+        click.echo(", ".join(f"{status} {number}" for status, number in counts.items()))
+    if tally.failed:
+        lines = "\n".join(f"  {line}" for line in tally.failures)
+        more = f"\n  and {tally.failed - len(tally.failures)} more" if tally.failed > len(tally.failures) else ""
+        raise Failure(f"{tally.failed} of {sum(counts.values())} images failed:\n{lines}{more}", 1)
 
 
 def _check_sigma(sigma: float | str | None) -> None:
@@ -170,45 +258,22 @@ def _check_model_sigma(engine: Engine, sigma: float | str | None) -> None:
         raise click.UsageError(f"model {engine.name!r} is blind, it finds the noise level itself; leave --sigma out")
 
 
-def _run(
-    jobs: list[Job],
-    engine: Engine,
-    sigma: float | str | None,
-    single: bool,
-    overwrite: bool,
-    compare: Path | None,
-    reference: Any,
-) -> list[Outcome]:
+def _run(job: Job, engine: Engine, sigma: float | str | None, overwrite: bool, compare: Path | None, reference: Any) -> Outcome:
     from tqdm import tqdm
 
     from segaware.inference.files import run_job
 
-    outcomes = []
     # disable=None: no bar where stderr is no terminal
-    with _terminable(), engine, tqdm(total=None if single else len(jobs), unit="tile" if single else "image", disable=None) as bar:
+    with _terminable(), engine, tqdm(unit="tile", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
 
-        for job in jobs:
-            if not single:
-                bar.set_postfix_str(job.source.name, refresh=False)
-            outcome = run_job(
-                job,
-                engine,
-                sigma,
-                overwrite=overwrite,
-                compare=compare,
-                reference=reference,
-                progress=progress if single else None,
-            )
-            for notice in outcome.notices:
-                bar.write(f"{job.source}: {notice}", file=sys.stderr)
-            if not single:
-                bar.update()
-            outcomes.append(outcome)
-    return outcomes
+        outcome = run_job(job, engine, sigma, overwrite=overwrite, compare=compare, reference=reference, progress=progress)
+        for notice in outcome.notices:
+            bar.write(f"{job.source}: {notice}", file=sys.stderr)
+    return outcome
 
 
 @contextlib.contextmanager
@@ -224,25 +289,16 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(outcomes: list[Outcome], engine: Engine, sigma: float | str | None, single: bool, as_json: bool) -> None:
-    by_status = {status: [o for o in outcomes if o.status == status] for status in ("done", "skipped", "failed")}
-    failed = by_status["failed"]
+def _report(outcome: Outcome, engine: Engine, sigma: float | str | None, as_json: bool) -> None:
     if as_json:
-        record = {"model": engine.name, "sigma": sigma, "files": [_record(outcome) for outcome in outcomes]}
-        click.echo(json.dumps(record, indent=2))
-    elif single:
-        for outcome in by_status["done"]:
-            click.echo(f"{outcome.job.target}")
-            if outcome.psnr is not None:
-                before, after = outcome.psnr
-                click.echo(f"PSNR {before:.2f} dB before, {after:.2f} dB after (of the {outcome.bits}-bit images)")
-    else:
-        click.echo(", ".join(f"{status} {len(found)}" for status, found in by_status.items()))
-    if single and failed:
-        raise Failure(failed[0].error or "failed", 1)
-    if failed:
-        lines = "\n".join(f"  {outcome.error}" for outcome in failed)
-        raise Failure(f"{len(failed)} of {len(outcomes)} images failed:\n{lines}", 1)
+        click.echo(json.dumps({"model": engine.name, "sigma": sigma, "files": [_record(outcome)]}, indent=2))
+    elif outcome.status == "done":
+        click.echo(f"{outcome.job.target}")
+        if outcome.psnr is not None:
+            before, after = outcome.psnr
+            click.echo(f"PSNR {before:.2f} dB before, {after:.2f} dB after (of the {outcome.bits}-bit images)")
+    if outcome.status == "failed":
+        raise Failure(outcome.error or "failed", 1)
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:

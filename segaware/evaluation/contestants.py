@@ -26,6 +26,7 @@ from segaware.errors import EvaluationError, WeightsError, closest
 from segaware.evaluation.classical import CLASSICAL, classical
 from segaware.evaluation.protocol import Noise, digest
 from segaware.evaluation.sources import Item
+from segaware.fingerprint import hash_module
 from segaware.inference.engine import Engine
 from segaware.pretrained import is_repo, load_pretrained
 from segaware.registry import ARCHITECTURES, build
@@ -246,20 +247,6 @@ def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **opt
         return Model(text, text, **options)
     known = [*shipped_names(), *CLASSICAL, "noisy"]
     raise EvaluationError(f"{text}: no model, method or folder of this name; {closest(text, known)}")
-
-
-def hash_module(module: nn.Module) -> str:
-    """A hash of a network's code, settings and weights: two that hash the same do the same."""
-    state = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}".encode())
-    for holder in (*module.modules(), getattr(module, "_call", None)):  # options that no repr shows
-        plain = {k: v for k, v in vars(holder).items() if isinstance(v, (bool, int, float, str, tuple))} if holder else {}
-        plain.pop("training", None)
-        state.update(repr(sorted(plain.items())).encode())
-    for key, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            state.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
 
 
 def _checkpoint(architecture: str, path: Path) -> nn.Module:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from segaware.checks import check_finite
 from segaware.entries import load_entry, locate, read_config, shipped_folder, shipped_names
 from segaware.errors import EvaluationError, SegawareError
-from segaware.evaluation.contestants import hash_module
 from segaware.evaluation.sources import Source
+from segaware.fingerprint import hash_module
 from segaware.inference.folding import fold_batch_norm
 from segaware.pretrained import is_repo, load_pretrained
 

@@ -5,6 +5,7 @@ The tiles are those of the whole picture, so the result is the same to the last 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from segaware.inference.tiling import Box
 if TYPE_CHECKING:
     from segaware.inference.engine import Engine, Progress
 
-__all__ = ["denoise_bands"]
+__all__ = ["denoise_bands", "estimate_noise_of"]
 
 
 def denoise_bands(
@@ -57,12 +58,13 @@ def denoise_bands(
 
     one = torch.zeros(()).expand(1, 1, head.height, head.width)  # no memory: tells its shape
     level = engine.level(sigma, one)
-    keep = engine.share(level, lambda: _estimate(source))
+    keep = engine.share(level, lambda: estimate_noise_of(source.path))
     engine.run((1, head.height, head.width), fetch, store, level, progress, keep)
 
 
-def _estimate(source: Source) -> float:
-    with opened(source.path) as again:
+def estimate_noise_of(path: str | os.PathLike[str]) -> float:
+    """The noise level of a file, read by itself."""
+    with opened(path) as again:
         return estimate_file(again)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from segaware.errors import ImageError, InputError, SegawareError
 if TYPE_CHECKING:
     from segaware.inference.engine import Engine, Progress
 
-__all__ = ["Job", "Outcome", "denoise_file", "plan", "plan_segmentation", "run_job", "side_by_side"]
+__all__ = ["Job", "Outcome", "check_folders", "denoise_file", "folder_of", "images_below", "plan", "plan_segmentation", "run_job", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,12 @@ def plan(source: str | os.PathLike[str], target: str | os.PathLike[str], *, over
     return [Job(source, target)]
 
 
-def _plan_folder(source: Path, target: Path) -> list[Job]:
+def check_folders(source: Path, target: Path) -> None:
+    """Refuse an output folder that is a file, the input folder, or inside of it.
+
+    Raises:
+        InputError: with another place to choose.
+    """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, but {source} is a folder; give a folder for the output")
     inside, outside = target.resolve(), source.resolve()
@@ -93,14 +98,20 @@ def _plan_folder(source: Path, target: Path) -> list[Job]:
         raise InputError(f"{target}: the output folder is the input folder; choose another one")
     if outside in inside.parents:
         raise InputError(f"{target}: the output folder lies inside the input folder {source}; choose one outside of it")
-    found = []
-    for folder, below, names in os.walk(source):
+
+
+def images_below(source: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Files with an image's ending in a folder and all below it, sorted, hidden ones left out."""
+    for folder, below, names in os.walk(source, onerror=onerror):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in image_io.EXTENSIONS
-        ]
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_io.EXTENSIONS:
+                yield Path(folder, name)
+
+
+def _plan_folder(source: Path, target: Path) -> list[Job]:
+    check_folders(source, target)
+    found = list(images_below(source))
     if not found:
         raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
     jobs = [Job(path, target / path.relative_to(source)) for path in found]
@@ -221,15 +232,15 @@ def denoise_file(
     psnr = None if reference is None else (_psnr(noisy, reference), _psnr(clean, reference))
     image_missing, map_missing = (True, True) if overwrite else _missing(job)
     if image_missing:
-        _folder_of(job.target)
+        folder_of(job.target)
         image_io.write(job.target, clean)
     if compare is not None:
-        _folder_of(compare)
+        folder_of(compare)
         image_io.write(compare, side_by_side(noisy, clean))
     if classes is not None and job.segmentation is not None and map_missing:
         from segaware.class_maps import write_class_map
 
-        _folder_of(job.segmentation)
+        folder_of(job.segmentation)
         write_class_map(job.segmentation, classes, names)
     return Outcome(job, "done", None, notices, psnr, time.monotonic() - start, estimated, noisy.head.bits)
 
@@ -250,7 +261,7 @@ def _in_bands(
         if estimated is not None:
             notices = (*notices, describe(estimated))
         target = image_io.Target(job.target, source.head)  # refuses what the format cannot hold
-        _folder_of(job.target)
+        folder_of(job.target)
         with target:
             denoise_bands(engine, source, target, sigma, progress=progress)
     return Outcome(job, "done", None, notices, None, time.monotonic() - start, estimated)
@@ -261,7 +272,12 @@ def _missing(job: Job) -> tuple[bool, bool]:
     return not job.target.exists(), job.segmentation is not None and not job.segmentation.exists()
 
 
-def _folder_of(path: Path) -> None:
+def folder_of(path: Path) -> None:
+    """Make the folder that a file is to go into.
+
+    Raises:
+        ImageError: it cannot be made.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,24 @@
+"""A hash of a network: two that hash the same do the same."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["hash_module"]
+
+
+def hash_module(module: nn.Module) -> str:
+    """A hash of a network's code, settings and weights, 64 hexadecimal digits."""
+    state = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}".encode())
+    for holder in (*module.modules(), getattr(module, "_call", None)):  # options that no repr shows
+        plain = {k: v for k, v in vars(holder).items() if isinstance(v, (bool, int, float, str, tuple))} if holder else {}
+        plain.pop("training", None)
+        state.update(repr(sorted(plain.items())).encode())
+    for key, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            state.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
