@@ -14,6 +14,7 @@ images failed or the job was stopped, 2 wrong input.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -221,7 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         left, done, failed = units(names, given.unit, target, given.retry)
         print(f"{len(names)} images in {-(-len(names) // given.unit)} units, {len(left)} to do", file=sys.stderr, flush=True)
         if left:
-            new = work(left, {"source": source, "target": target, "form": given.form, "model": given.model, "digest": digest, "sigma": sigma}, given)
+            with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of dead workers
+                new = work(left, {"source": source, "target": target, "form": given.form, "model": given.model, "digest": digest, "sigma": sigma}, given)
             done, failed = done + new[0], failed + new[1]
         target.tidy()
     except SegawareError as error:
