@@ -68,6 +68,8 @@ def evaluate(**options: Any) -> None:
         formats = options["formats"] or ("csv", "md", "html")
     else:
         results = _measure(options)
+        if results is None:
+            return  # the first of several processes speaks for all
         formats = options["formats"] or _possible()
     summary = summarise(results)
     if options["as_json"]:
@@ -95,9 +97,11 @@ def _measure(options: dict[str, Any]) -> Any:
     from segaware.entries import DEFAULT_MODEL
     from segaware.evaluation.judges import default_judges
     from segaware.evaluation.protocol import Noise, Protocol, parse_noise
-    from segaware.evaluation.runner import evaluate as run
     from segaware.evaluation.sources import open_source
+    from segaware.evaluation.spread import evaluate_spread
+    from segaware.inference.ranks import launched
 
+    ranks = launched()
     noises = [Noise("gaussian", sigma) for sigma in options["sigmas"]] + [parse_noise(text) for text in options["noises"]]
     protocol = Protocol(
         noises=tuple(noises or [Noise("gaussian", 25.0)]),
@@ -116,17 +120,18 @@ def _measure(options: dict[str, Any]) -> Any:
     if not pictures and options["out"] is not None:
         pictures = (source.items[0].name,)
     tile = options["tile"]
-    with tqdm(unit="cell", disable=None) as bar:
+    with tqdm(unit="cell", disable=None if ranks.first else True) as bar:
 
         def progress(done: int, total: int, what: str) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(what, refresh=False)
             bar.update(0)
 
-        return run(
+        return evaluate_spread(
             source,
             options["models"] or (DEFAULT_MODEL,),
             protocol,
+            ranks=ranks,
             judges=[] if judges == ["none"] else judges,
             out=options["out"],
             pictures=pictures,

@@ -21,13 +21,15 @@ class Cells:
 
     Args:
         folder: made if missing; None = remember nothing.
+        known: another such file, whose cells are known as well; it is only read.
 
     Raises:
         EvaluationError: another run holds the folder, or it cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None, known: str | os.PathLike[str] | None = None) -> None:
         self._places: dict[str, list[int]] = {}
+        self._known: tuple[IO[bytes], dict[str, list[int]]] | None = None
         self._file: IO[bytes] | None = None
         self._lock: IO[bytes] | None = None
         if folder is None:
@@ -44,32 +46,37 @@ class Cells:
         except EvaluationError:
             self.close()
             raise
-        self._index(self._file)
-
-    def _index(self, file: IO[bytes]) -> None:
-        file.seek(0)
-        end = 0
-        for line in file:
-            try:
-                key = json.loads(line)["key"]
-            except (ValueError, KeyError, TypeError):
-                if line.endswith(b"\n"):  # damaged in the middle: skip it, that cell is computed again
-                    end += len(line)
-                continue
-            if not line.endswith(b"\n"):
-                break
-            self._places.setdefault(key, []).append(end)
-            end += len(line)
-        file.truncate(end)
+        self._file.truncate(_index(self._file, self._places))
+        if known is not None and Path(known).is_file():
+            self._known = open(known, "rb"), {}
+            _index(*self._known)
 
     def get(self, key: str) -> dict[str, Any]:
         """What is known of a cell: measure -> result; later lines win."""
         known: dict[str, Any] = {}
-        for place in self._places.get(key, ()):
-            assert self._file is not None
-            self._file.seek(place)
-            known.update(json.loads(self._file.readline())["results"])
+        for file, places in (*([self._known] if self._known else []), (self._file, self._places)):
+            for place in places.get(key, ()):
+                assert file is not None
+                file.seek(place)
+                known.update(json.loads(file.readline())["results"])
         return known
+
+    def absorb(self, other: str | os.PathLike[str]) -> None:
+        """Add the cells of another such file.
+
+        Raises:
+            EvaluationError: as :meth:`put`.
+        """
+        with open(other, "rb") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    key, results = record["key"], record["results"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+                mine = self.get(key)
+                if any(name not in mine or mine[name] != result for name, result in results.items()):
+                    self.put(key, results)
 
     def put(self, key: str, results: dict[str, Any]) -> None:
         """Add results of a cell, at once and whole.
@@ -90,16 +97,34 @@ class Cells:
 
     def close(self) -> None:
         """Let another run have the folder."""
-        for file in (self._file, self._lock):
+        for file in (self._file, self._lock, self._known[0] if self._known else None):
             if file is not None:
                 file.close()
-        self._file = self._lock = None
+        self._file = self._lock = self._known = None
 
     def __enter__(self) -> Cells:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _index(file: IO[bytes], places: dict[str, list[int]]) -> int:
+    """Where each cell's lines begin, into ``places``; gives the end of the last whole line."""
+    file.seek(0)
+    end = 0
+    for line in file:
+        try:
+            key = json.loads(line)["key"]
+        except (ValueError, KeyError, TypeError):
+            if line.endswith(b"\n"):  # damaged in the middle: skip it, that cell is computed again
+                end += len(line)
+            continue
+        if not line.endswith(b"\n"):
+            break
+        places.setdefault(key, []).append(end)
+        end += len(line)
+    return end
 
 
 def _hold(file: IO[bytes], folder: Path) -> None:

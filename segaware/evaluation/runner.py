@@ -50,6 +50,7 @@ def evaluate(
     pictures: Sequence[str] = (),
     niqe: Any = None,
     progress: Progress | None = None,
+    known: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Results:
     """Measure denoisers on a set of images.
@@ -66,6 +67,7 @@ def evaluate(
         pictures: names of images whose denoised versions and class maps are kept in ``out`` for figures.
         niqe: a :class:`segaware.niqe.NIQE`; None = the parameters that ship.
         progress: called with (cells done, cells in all, what is at work).
+        known: a ``cells.jsonl`` of another folder, whose finished cells are not measured again.
         options: ``tile``, ``precision``, ``device`` of the inference engine; judges go to that device.
 
     Raises:
@@ -94,16 +96,17 @@ def evaluate(
     if strange or (pictures and out is None):
         what = f"pictures of {strange[0]!r}: no such image in {source.name}" if strange else "pictures need a folder to be kept in"
         raise EvaluationError(f"{what}; name images without ending, and give out=")
-    return _Run(source, entrants, protocol, panel, out, set(pictures), niqe, progress, device).go()
+    return _Run(source, entrants, protocol, panel, out, set(pictures), niqe, progress, device, known).go()
 
 
 class _Run:
     def __init__(
         self, source: Source, entrants: list[Contestant], protocol: Protocol, panel: list[Judge],
         out: str | os.PathLike[str] | None, chosen: set[str], niqe: Any, progress: Progress | None, device: Any,
+        known: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
         self.source, self.entrants, self.protocol, self.panel = source, entrants, protocol, panel
-        self.out, self.chosen, self.progress = out, chosen, progress
+        self.out, self.chosen, self.progress, self.known = out, chosen, progress, known
         self.measures = Measures(protocol, panel, niqe)
         self.bases: dict[str, tuple[Tensor, float]] = {}  # of the noisy image at work
         self.sharing = any(isinstance(entrant, GiveBack) for entrant in entrants)
@@ -123,7 +126,7 @@ class _Run:
         self.total, self.done = len(source) * looks * len(entrants), 0
 
     def go(self) -> Results:
-        with Cells(self.out) as cells, keep_pages():
+        with Cells(self.out, self.known) as cells, keep_pages():
             for item in self.source:
                 self._image(item, cells)
         return self.results

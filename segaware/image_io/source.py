@@ -35,7 +35,7 @@ class Source(ABC):
         self.path, self.head, self._given = path, head, 0
 
     def rows(self, count: int) -> np.ndarray:
-        """The next rows ``(count, W, C or C + alpha)``, fewer at the end, writable, of ``head.dtype``.
+        """The next rows ``(count, W, C or C + alpha)``, fewer at the end, of ``head.dtype``; read-only from some formats.
 
         Raises:
             ImageError: truncated or damaged.

@@ -79,12 +79,13 @@ class Bench:
         from segaware.fingerprint import hash_module
         from segaware.inference.batches import Together
         from segaware.inference.engine import Engine
+        from segaware.inference.ranks import own_device
         from segaware.inference.segmentation import SegmentingEngine
         from segaware.pretrained import load_pretrained
 
         self.order = order
         kind = SegmentingEngine if order.segment else Engine
-        device = _own_device(order.device, number)
+        device = own_device(order.device, number)
         self.engine = kind(order.model, keep=order.keep, tile=order.tile, precision=order.precision, device=device)
         if self.engine.info.takes_sigma and order.sigma is None:
             raise InputError(f"model {self.engine.name!r} needs the noise level: --sigma 25 (8-bit units), or --sigma auto")
@@ -141,12 +142,3 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.engine.__exit__()
-
-
-def _own_device(device: str, number: int) -> str:
-    """One GPU a bench, where there are several and none is named."""
-    import torch
-
-    if device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        return f"cuda:{number % torch.cuda.device_count()}"
-    return device

@@ -26,6 +26,7 @@ _WRITING = 1 << 50
 _SHARDS = _WRITING + 1
 _RANKS = 1 << 16
 _LONGEST = 1 << 20
+_START = b'{"run"'
 _NAMES = {"model_hash": "weights of the model", "input": "input folder", "output": "output folder", "segmentation": "folder of the segmentation"}
 
 
@@ -82,12 +83,11 @@ class Manifest:
                 if record["run"].get("format") == _FORMAT:
                     return record["run"]
                 raise InputError(f"{self.path}: was written by another version of segaware; go on with that one, or name another manifest")
-            if not line.startswith(b'{"run"'):
+            if not _START.startswith(line[: len(_START)]):  # else: cut short
                 break
         else:
             os.lseek(self._fd, 0, os.SEEK_SET)
-            start = os.read(self._fd, 6)
-            if b'{"run"'.startswith(start):
+            if _START.startswith(os.read(self._fd, len(_START))):
                 return None
         raise InputError(f"{self.path}: is no manifest of segaware, and stays as it is; name a new file")
 

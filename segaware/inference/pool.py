@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from segaware.errors import InputError, ModelError, SegawareError
@@ -91,6 +92,7 @@ class Pool:
         self._order, self._count, self._first, self._per = order, processes, first, _threads(processes)
         self._workers: list[_Worker] = []
         self._again: deque[Unit] = deque()
+        self._suspects: set[Path] = set()
         self._deaths = 0
         self._report: Callable[[Outcome], None] = lambda outcome: None
 
@@ -169,10 +171,11 @@ class Pool:
         if not worker.ready or self._deaths > _DEATHS * self._count:
             raise error
         left = worker.unit or []
-        if len(left) > 1:
-            self._again.extend((job,) for job in left)
-        elif left:
+        if len(left) == 1 and left[0].source in self._suspects:
             self._report(Outcome(left[0], "failed", f"{left[0].source}: {error}"))
+        else:
+            self._again.extend((job,) for job in left)
+            self._suspects.update(job.source for job in left if len(left) == 1)
         worker.pipe.close()
         self._workers[self._workers.index(worker)] = _Worker(self._order, worker.number, self._per)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from segaware.errors import InputError
 
-__all__ = ["Ranks", "gathered", "launched"]
+__all__ = ["Ranks", "gathered", "launched", "own_device"]
 
 #: Ranks wait for the slowest, however long that takes: the launcher ends them when one dies.
 _FOREVER = datetime.timedelta(days=365)
@@ -73,3 +73,12 @@ def gathered(value: Any, ranks: Ranks) -> list[Any]:
     values: list[Any] = [None] * ranks.count
     distributed.all_gather_object(values, value)
     return values
+
+
+def own_device(device: str, number: int) -> str:
+    """One GPU for each process of a machine, where there are several and none is named."""
+    import torch
+
+    if device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        return f"cuda:{number % torch.cuda.device_count()}"
+    return device
