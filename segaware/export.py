@@ -91,11 +91,12 @@ def export_onnx(
 
     Raises:
         InputError: another ending, a file that is there, a size below 1.
-        ModelError: a package is missing, torch cannot export the network, or the file does not
+        ModelError: a package is missing or too old, torch cannot export the network, or the file does not
             give what the network gives to 1e-4 (it is not kept).
     """
     port = _Port(model, dynamic, size, batch)
     path = _target(file, ".onnx", overwrite)
+    _recent("export to ONNX")
     onnx, runtime = _packages("onnx", "onnxruntime", "onnxscript")[:2]
     program = port.trace()
     with _quiet(), _explained(f"{port.name}: torch cannot write it as ONNX"):
@@ -176,10 +177,8 @@ class _Port:
     def trace(self) -> Any:
         shapes = None
         if self.dynamic:
-            dim = torch.export.Dim
-            open_ = getattr(dim, "DYNAMIC", None) or getattr(dim, "AUTO", None)
-            if open_ is None:
-                raise ModelError("export with open sizes needs torch 2.6 or later; pip install -U torch torchvision")
+            _recent("export with open sizes")
+            open_ = torch.export.Dim.DYNAMIC
             shapes = ({0: open_, 2: open_, 3: open_}, {0: open_})[: len(self.inputs)]
         named = _NAMED[self.inputs](self.network)
         with _quiet(), torch.no_grad(), _explained(f"{self.name}: torch.export cannot trace it"):
@@ -283,6 +282,11 @@ def _target(file: str | os.PathLike[str], ending: str, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; choose another name, or allow it with --overwrite (overwrite=True)")
     return path
+
+
+def _recent(what: str) -> None:
+    if torch.__version__ < (2, 6):
+        raise ModelError(f"{what} needs torch 2.6 or later, and this is {torch.__version__}; pip install -U torch torchvision")
 
 
 def _packages(*names: str) -> list[Any]:

@@ -48,6 +48,7 @@ def built(name):
 
 
 slow = pytest.mark.slow
+recent = pytest.mark.skipif(torch.__version__ < (2, 6), reason="torch before 2.6 exports fixed sizes to torch.export alone")
 NAMES = [
     "dncnn", "ffdnet", *(pytest.param(name, marks=slow) for name in (
         "liu", "ddfn", "wrapped", "padded", "fpn", "fpn-resnet", "fpn-timm", "deeplab", "hrnet", "smp", "sdabn")),
@@ -60,6 +61,7 @@ def given(model, batch, height, width):
     return (images, torch.full((batch,), 0.1)) if info is not None and info.takes_sigma else (images,)
 
 
+@recent
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx_with_open_sizes(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
@@ -79,6 +81,7 @@ def test_onnx_with_open_sizes(name, tmp_path):
             torch.testing.assert_close(torch.from_numpy(found), model(*inputs), rtol=0, atol=TOLERANCE)
 
 
+@recent
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_export_with_open_sizes(name, tmp_path):
     model = built(name)
@@ -102,6 +105,7 @@ def test_compiles_in_one_graph(name):
             torch.testing.assert_close(compiled(*inputs), model(*inputs))
 
 
+@recent
 def test_a_fixed_size(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -123,7 +127,7 @@ class Liar(nn.Module):
         return noisy * (0.5 if torch.compiler.is_compiling() else 1.0)
 
 
-@pytest.mark.parametrize(("export", "ending"), [(export_onnx, "onnx"), (export_program, "pt2")])
+@pytest.mark.parametrize(("export", "ending"), [pytest.param(export_onnx, "onnx", marks=recent), (export_program, "pt2")])
 def test_a_file_that_differs_is_not_kept(export, ending, tmp_path):
     if ending == "onnx":
         pytest.importorskip("onnxruntime")
@@ -165,10 +169,19 @@ def test_without_the_packages(tmp_path, monkeypatch):
         export_onnx(built("dncnn"), tmp_path / "a.onnx")
 
 
+def test_an_old_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.5.1"))
+    with pytest.raises(ModelError, match="ONNX needs torch 2.6 or later, and this is 2.5.1"):
+        export_onnx(built("dncnn"), tmp_path / "a.onnx")
+    with pytest.raises(ModelError, match="open sizes needs torch 2.6"):
+        export_program(built("dncnn"), tmp_path / "a.pt2", dynamic=True)
+
+
 def run(*arguments):
     return CliRunner().invoke(main, ["export", *map(str, arguments)])
 
 
+@recent
 def test_the_command(shipped, tmp_path):
     result = run("torch", "ffdnet", tmp_path / "a.pt2", "--dynamic")
     assert result.exit_code == 0, result.output
@@ -183,6 +196,7 @@ def test_the_command(shipped, tmp_path):
     assert run("torch", "dncnn-blind", tmp_path / "c.pt2", "--size", "8").exit_code == 2
 
 
+@recent
 def test_the_command_for_onnx(shipped, tmp_path):
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")

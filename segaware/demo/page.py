@@ -26,9 +26,15 @@ NO_SEGMENTER = "none"
 
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
-table.figures {border-collapse: collapse; width: 100%; font-size: 0.92rem; border: 0 !important}
+table.figures {border-collapse: collapse; width: 100%; font-size: 0.92rem}
+table.figures, table.figures thead, table.figures tbody, table.figures tr {border: 0 !important}
 table.figures th, table.figures td {text-align: right; padding: 0.3rem 0.6rem; white-space: nowrap; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important}
+@media (max-width: 30em) {
+  table.figures {font-size: 0.8rem}
+  table.figures th, table.figures td {padding: 0.3rem 0.25rem}
+  .maps {gap: 0.3rem}
+}
 table.figures th:first-child, table.figures td:first-child {text-align: left; white-space: normal}
 .maps {display: grid; gap: 0.6rem}
 .maps figure {margin: 0}
@@ -118,7 +124,10 @@ def build_page(
         add.change(lambda on: gradio.update(visible=on), add, added, show_progress="hidden")
         model.change(lambda name: gradio.update(visible=engine_of(name).info.takes_sigma, value=True), model, auto, show_progress="hidden")
         auto.change(lambda on: gradio.update(visible=not on), auto, sigma, show_progress="hidden")
-        button.click(start, [upload, add, added, model, auto, sigma, segmenter], [slider, numbers, download, pictures, words])
+        results = [slider, numbers, download, pictures, words]
+        # the last picture's results do not stay beside the next one
+        upload.change(lambda: (None, *[gradio.update(visible=False)] * 4), None, results, show_progress="hidden")
+        button.click(start, [upload, add, added, model, auto, sigma, segmenter], results, show_progress_on=[slider])
     return page
 
 
