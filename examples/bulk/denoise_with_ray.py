@@ -149,16 +149,17 @@ def begin(source: Storage, target: Storage, settings: dict) -> list[str]:
 
 def units(names: list[str], size: int, target: Storage, retry: bool) -> tuple[list[dict], int, int]:
     """What is left to do, and how many images of the rest are done and failed."""
-    finished = {int(name[:-6]) for name in Storage(f"{target.address}/_segaware", **target.options).names((".jsonl",))}
+    written = Storage(f"{target.address}/_segaware", **target.options).names((".jsonl",))
+    finished = [int(name.removesuffix(".jsonl")) for name in written]
+    with ThreadPoolExecutor(32) as pool:
+        wrong = dict(zip(finished, pool.map(lambda unit: target.read(manifest(unit)).count(b'"status": "failed"'), finished), strict=True))
     left, done, failed = [], 0, 0
     for unit in range(-(-len(names) // size)):
         part = names[unit * size : (unit + 1) * size]
-        if unit in finished:
-            wrong = target.read(manifest(unit)).count(b'"status": "failed"')
-            if not (wrong and retry):
-                done, failed = done + len(part) - wrong, failed + wrong
-                continue
-        left.append({"unit": unit, "names": json.dumps(part)})
+        if unit not in wrong or (retry and wrong[unit]):
+            left.append({"unit": unit, "names": json.dumps(part)})
+        else:
+            done, failed = done + len(part) - wrong[unit], failed + wrong[unit]
     return left, done, failed
 
 

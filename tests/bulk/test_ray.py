@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -29,23 +30,54 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "bulk" / "denoise_with_ray.py"
 ENVIRONMENT = {
     **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1", "OMP_NUM_THREADS": "1", "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10",
+    "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "20",
+    "RAY_raylet_start_wait_time_s": "240", "RAY_agent_register_timeout_ms": "240000",
 }  # fmt: skip
 IMAGES, UNIT = 96, 24  # a unit is more than one chunk: its first images are written while others are denoised
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A head node for the driver alone, and two nodes of one processor each: every one a raylet of its own."""
+def log(*words: object) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}]", *words, flush=True)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def started():
+    """Two raylets of one processor each. With ports of our choice a raylet does not wait for its agents, on a busy machine in vain."""
     from ray.cluster_utils import Cluster
 
+    def lean():
+        names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+        return {"num_cpus": 1, "object_store_memory": 100 << 20, "include_log_monitor": False, **dict(zip(names, free_ports(4), strict=True))}
+
+    made = None
+    for attempt in range(3):
+        try:
+            made = Cluster(initialize_head=True, head_node_args={**lean(), "include_dashboard": False})
+            made.add_node(**lean())
+            made.wait_for_nodes(120)
+            return made
+        except Exception as error:
+            log(f"attempt {attempt + 1} to start Ray: {str(error).splitlines()[0]}")
+            if made is not None:
+                made.shutdown()
+    pytest.skip("Ray did not start in three attempts: the machine is busy with other work")
+
+
+@pytest.fixture(scope="module")
+def cluster():
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False})
+    made = started()
     try:
-        for _ in range(2):
-            made.add_node(num_cpus=1, object_store_memory=100 << 20)
-        made.wait_for_nodes()
         yield made
     finally:
         ray.shutdown()
@@ -77,7 +109,7 @@ def start(cluster, photos: Path, out: Path, *options: str) -> subprocess.Popen:
 def workers(cluster) -> dict[int, list[psutil.Process]]:
     """The processes of this cluster that denoise, by the number of their node."""
     found: dict[int, list[psutil.Process]] = {}
-    for number, node in enumerate(cluster.worker_nodes):
+    for number, node in enumerate([cluster.head_node, *cluster.worker_nodes]):
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         for child in raylet.children():
             try:
@@ -138,10 +170,6 @@ def check_all(out: Path, photos: Path) -> None:
         for name in names:
             assert np.array_equal(np.asarray(Image.open(out / name)), engine(np.asarray(Image.open(photos / "photos" / name)))), name
     assert not [path for path in out.rglob("*") if "partial" in path.name]
-
-
-def log(*words: object) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}]", *words, flush=True)
 
 
 def begun(out: Path, photos: Path) -> list[int]:

@@ -25,6 +25,10 @@ boto3 = pytest.importorskip("boto3")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bulk" / "denoise_with_ray.py"
 
 
+def post(address: str, data: bytes = b"") -> None:
+    urllib.request.urlopen(urllib.request.Request(address, data=data, headers={"Content-Type": "text/plain"}, method="POST")).close()
+
+
 @pytest.fixture
 def server(monkeypatch):
     """An endpoint with a bucket "photos" of five pictures and an empty one, "clean"."""
@@ -34,6 +38,7 @@ def server(monkeypatch):
     running.start()
     host, port = running.get_host_and_port()
     endpoint = f"http://{host}:{port}"
+    post(f"{endpoint}/moto-api/reset")  # what it holds outlives a server
     s3 = boto3.client("s3", endpoint_url=endpoint)
     for bucket in ("photos", "clean"):
         s3.create_bucket(Bucket=bucket)
@@ -123,14 +128,14 @@ def reader(server, monkeypatch):
     listing = {"Effect": "Allow", "Action": ["s3:List*"], "Resource": ["arn:aws:s3:::clean"]}
     iam.put_user_policy(UserName="reader", PolicyName="p", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allowed, listing]}))
     key = iam.create_access_key(UserName="reader")["AccessKey"]
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset-auth", data=b"0", method="POST")).close()
+    post(f"{server}/moto-api/reset-auth", b"0")  # from here on rights are looked at
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
     yield
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset-auth", data=b"inf", method="POST")).close()
+    post(f"{server}/moto-api/reset-auth", b"inf")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
