@@ -91,8 +91,8 @@ def evaluate(
             raise EvaluationError(f"{what} {twice[0]!r} is given twice; name each once, e.g. other={twice[0]}")
     for judge in panel:
         judge.check(source.classes, source.name)
-    known = {item.name for item in source}
-    strange = [name for name in pictures if name not in known]
+    present = {item.name for item in source}
+    strange = [name for name in pictures if name not in present]
     if strange or (pictures and out is None):
         what = f"pictures of {strange[0]!r}: no such image in {source.name}" if strange else "pictures need a folder to be kept in"
         raise EvaluationError(f"{what}; name images without ending, and give out=")

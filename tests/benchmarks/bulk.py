@@ -189,6 +189,10 @@ def duration(value: float) -> str:
     return f"{value:.3g} s"
 
 
+def size(value: float) -> str:
+    return f"{value / 2**30:.3g} GiB" if value >= 2**30 else f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB"
+
+
 def table(options: argparse.Namespace, cost: dict[str, float], book: dict[str, float]) -> str:
     """The part of the page that is written by this program."""
     lines = [
@@ -202,7 +206,7 @@ def table(options: argparse.Namespace, cost: dict[str, float], book: dict[str, f
         measured = count in (FEW, options.images)
         lines.append(
             f"| {count:,} | {duration(cost['start'] + count * cost['each'])} | {duration(cost['start'] + count * book['skip'])} |"
-            f" {count * book['memory'] / 2**20:.3g} MiB | {'measured' if measured else '*extrapolated*'} |"
+            f" {size(count * book['memory'])} | {'time measured' if measured else '*extrapolated*'} |"
         )
     lines += [
         "",

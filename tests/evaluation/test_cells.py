@@ -60,3 +60,26 @@ def test_without_a_folder_nothing_is_kept():
     with Cells(None) as cells:
         cells.put("a", {"psnr": 1.0})
         assert cells.get("a") == {}
+
+
+def test_cells_of_other_files(tmp_path):
+    """Those of a finished run are known and left alone; those of other processes are brought together."""
+    with Cells(tmp_path / "main") as cells:
+        cells.put("a", {"psnr": 1.0})
+    before = (tmp_path / "main" / "cells.jsonl").read_bytes()
+    with Cells(tmp_path / "part", tmp_path / "main" / "cells.jsonl") as cells:
+        assert cells.get("a") == {"psnr": 1.0}
+        cells.put("a", {"ssim": 2.0})
+        cells.put("b", {"psnr": 3.0})
+        assert cells.get("a") == {"psnr": 1.0, "ssim": 2.0}
+    part = tmp_path / "part" / "cells.jsonl"
+    with open(part, "ab") as file:
+        file.write(b'{"key":"c","resu')
+    assert (tmp_path / "main" / "cells.jsonl").read_bytes() == before
+    for _ in range(2):  # a second time adds nothing
+        with Cells(tmp_path / "main") as cells:
+            cells.absorb(part)
+            assert [cells.get(key) for key in "abc"] == [{"psnr": 1.0, "ssim": 2.0}, {"psnr": 3.0}, {}]
+    assert len((tmp_path / "main" / "cells.jsonl").read_bytes().splitlines()) == 3
+    with Cells(tmp_path / "new", tmp_path / "none") as cells:
+        assert cells.get("a") == {}
