@@ -212,13 +212,15 @@ def _folder(
             source, target, order, segmentation=segmentation, shard=part, manifest=manifest, local=ranks.local,
             processes=suitable(order.device) if isinstance(processes, str) else processes, report=report,
         )  # fmt: skip
-    facts, (tally, records), *others = tally.facts, *gathered((tally, records), ranks)
+    (tally, records), *others = gathered((tally, records), ranks)
     if ranks.first:
         for other, theirs in others:
             tally += other
             records += theirs
     counts = {status: getattr(tally, status) for status in ("done", "skipped", "failed")}
     if as_json and ranks.first:
+        facts = tally.facts
+        assert facts is not None
         record: dict[str, Any] = {"model": facts.model, "model_hash": facts.model_hash, "sigma": order.sigma, "shard": str(part), **counts}
         click.echo(json.dumps(record | ({"files": records} if manifest is None else {"manifest": str(manifest)}), indent=2))
     elif ranks.first:

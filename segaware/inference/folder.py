@@ -97,6 +97,12 @@ def denoise_folder(
     some = list(itertools.islice(found, _COUNTED))
     if not some:
         raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
+    if segmentation is not None:  # before anything is written, as far as is known by then
+        maps: dict[str, Path] = {}
+        for path in some:
+            chart = Path(_name(path, source)).with_suffix(".png").as_posix()
+            if maps.setdefault(chart, path) != path:
+                raise InputError(_twins(segmentation / chart, maps[chart], path))
     total = sum(shard.holds(place_of(_name(path, source))) for path in some) if len(some) < _COUNTED else None
     first = local * processes
     with Bench(order, first) if processes == 1 else Pool(order, processes, first) as work:
@@ -118,21 +124,21 @@ def denoise_folder(
                     report(outcome, total)
 
             def jobs() -> Iterator[Job]:
-                maps: dict[Path, Path] = {}  # of the folder at work
+                charts: dict[Path, Path] = {}  # of the folder at work
                 for path in itertools.chain(some, found):
                     name = _name(path, source)
                     place = place_of(name)
                     chart = None if segmentation is None else (segmentation / name).with_suffix(".png")
                     twin = None
                     if chart is not None:
-                        if maps and next(iter(maps)).parent != chart.parent:
-                            maps.clear()
-                        twin = maps.setdefault(chart, path)
+                        if charts and next(iter(charts)).parent != chart.parent:
+                            charts.clear()
+                        twin = charts.setdefault(chart, path)
                     if not shard.holds(place):
                         continue
                     job = Job(path, target / name, chart)
-                    if twin is not None and twin != path:
-                        hear(Outcome(job, "failed", f"{chart}: would be the segmentation of both {twin} and {path}; rename one of them"))
+                    if chart is not None and twin is not None and twin != path:
+                        hear(Outcome(job, "failed", _twins(chart, twin, path)))
                         continue
                     places = (job.target,) if job.segmentation is None else (job.target, job.segmentation)
                     known = book is not None and book.is_done(place, path, *places)
@@ -171,7 +177,7 @@ def _check(source: Path, target: Path, segmentation: Path | None) -> None:
         if source.resolve() in (segmentation.resolve(), *segmentation.resolve().parents):
             raise InputError(f"{segmentation}: the folder for the segmentation lies in the input folder {source}; choose one outside of it")
         if _meet(source, segmentation, target) or _meet(source, target, segmentation):
-            raise InputError(f"{segmentation}: the segmentation would replace images; choose another folder for it")
+            raise InputError(f"{segmentation}: the segmentation would replace {target}'s images; choose another folder for it")
     for folder in (target, segmentation):
         if folder is not None and _meet(source, source, folder):
             raise InputError(f"{folder}: an output would replace an input; choose another output folder")
@@ -183,6 +189,10 @@ def _meet(source: Path, inner: Path, outer: Path) -> bool:
     if inside == outside:
         return True
     return outside in inside.parents and (source / inside.relative_to(outside)).exists()
+
+
+def _twins(chart: Path, one: Path, other: Path) -> str:
+    return f"{chart}: would be the segmentation of both {one} and {other}; rename one of them"
 
 
 def _name(path: Path, source: Path) -> str:
