@@ -47,6 +47,8 @@ class StageRecipe:
         scales: lowest and highest factor by which images are resized before the crop, drawn
             log-uniformly. Noise comes after it, so that its level is that of the network's input.
         symmetry: ``"none"``, ``"mirror"`` (left-right) or ``"all"`` (mirrors and quarter turns; square crops).
+        colours: brightness, contrast and saturation of the clean crop are each multiplied by a factor
+            drawn from 1 - ``colours`` to 1 + ``colours``, before the noise.
         class_weights: of the cross-entropy, one a class; ``"frequency"`` = 1 / sqrt of each class's
             share of the training labels, mean 1; None = all alike.
         noise, sigma, peak: ``"gaussian"`` of level ``sigma`` (8-bit units), or ``"poisson"`` with
@@ -73,6 +75,7 @@ class StageRecipe:
     weight_decay: float = 0.0
     scales: tuple[float, float] = (1.0, 1.0)
     symmetry: str = "mirror"
+    colours: float = 0.0
     class_weights: tuple[float, ...] | str | None = None
     noise: str = "gaussian"
     sigma: float = 50.0
@@ -98,6 +101,8 @@ class StageRecipe:
             raise TrainingError(f"recipe: learning_rate {self.learning_rate:g}, final_rate {self.final_rate:g}; need 0 <= final <= first")
         if not 0 < self.scales[0] <= self.scales[1]:
             raise TrainingError(f"recipe: scales {self.scales} must be (lowest, highest), over 0")
+        if not 0 <= self.colours < 1:
+            raise TrainingError(f"recipe: colours {self.colours:g} must be in [0, 1), e.g. 0.3; 0 = as they are")
         if self.symmetry == "all" and self.crop[0] != self.crop[1]:
             raise TrainingError(f'recipe: quarter turns need a square crop, not {self.crop}; use symmetry "mirror"')
         if isinstance(self.class_weights, str) and self.class_weights != "frequency":
@@ -141,7 +146,7 @@ RECIPES: dict[str, dict[str, StageRecipe]] = {
         "denoiser": StageRecipe(342_500, 64, (120, 120), **_D),
     },
     "camvid": {
-        "segmenter": StageRecipe(12_000, 16, (240, 320), scales=(0.67, 2.0), class_weights="frequency", **_S),
+        "segmenter": StageRecipe(12_000, 16, (240, 320), scales=(0.67, 2.0), colours=0.3, class_weights="frequency", **_S),
         "denoiser": StageRecipe(40_000, 32, (120, 120), **_D),
     },
 }  # fmt: skip
@@ -193,11 +198,18 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
             labels = F.interpolate(labels[None, None].float(), recipe.crop, mode="nearest-exact")[0, 0].to(torch.uint8)
         turn = {"none": 0, "mirror": draw(2), "all": draw(8)}[recipe.symmetry]
         clean, labels = (_turned(x, turn) for x in (clean, labels))
+        if recipe.colours:
+            clean = _coloured(clean, *(1 + recipe.colours * (2 * torch.rand(3, generator=generator) - 1)))
         if recipe.noise == "poisson":
             noisy = add_poisson(clean[None], peak=recipe.peak, generator=generator)[0]
         else:
             noisy = add_gaussian(clean[None], recipe.sigma / 255, generator=generator)[0]
         return noisy, clean.contiguous(), labels.long()
+
+
+def _coloured(image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    image = torch.lerp(image.mean(0, keepdim=True), image, saturation)
+    return (torch.lerp(image.mean(), image, contrast) * brightness).clamp_(0, 1)
 
 
 def _turned(x: Tensor, turn: int) -> Tensor:

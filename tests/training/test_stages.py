@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segaware.errors import TrainingError
-from segaware.training.stages import RECIPES, Crops, StageRecipe
+from segaware.training.stages import RECIPES, Crops, StageRecipe, _coloured
 from segaware.training.variants import order
 
 SMALL = StageRecipe(10, 3, (12, 12), "adam", 1e-3)
@@ -99,3 +99,24 @@ def test_noise_comes_after_scaling_and_is_not_clipped():
 def test_bad_values(values, message):
     with pytest.raises(TrainingError, match=message):
         SMALL.change(**values)
+
+
+def test_colours_change_the_clean_image_and_nothing_else():
+    """Each factor by hand; the noise and the labels stay those of the same step without colours."""
+    data = frames()
+    plain, coloured = (Crops(data, SMALL.change(colours=colours, sigma=10), 0) for colours in (0.0, 0.5))
+    differ = 0
+    for step in range(4):
+        (_, clean, labels), (noisy, other, same) = plain[step], coloured[step]
+        assert torch.equal(labels, same) and other.min() >= 0 and other.max() <= 1
+        assert 0.02 < float((noisy - other).std()) < 0.06  # noise comes after
+        differ += not torch.allclose(clean, other)
+    assert differ == 4
+    image = torch.rand(3, 4, 5)
+    one = torch.tensor(1.0)
+    torch.testing.assert_close(_coloured(image, one, one, one), image)
+    torch.testing.assert_close(_coloured(image, one / 2, one, one), image / 2)
+    torch.testing.assert_close(_coloured(image, one, one * 0, one), image.mean().expand(3, 4, 5))
+    torch.testing.assert_close(_coloured(image, one, one, one * 0), image.mean(0, keepdim=True).expand(3, 4, 5))
+    with pytest.raises(TrainingError, match="colours 1.5"):
+        SMALL.change(colours=1.5)
