@@ -285,7 +285,7 @@ def _target(file: str | os.PathLike[str], ending: str, overwrite: bool) -> Path:
 
 
 def _recent(what: str) -> None:
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < "2.6":  # compared as a version
         raise ModelError(f"{what} needs torch 2.6 or later, and this is {torch.__version__}; pip install -U torch torchvision")
 
 

@@ -48,7 +48,7 @@ def built(name):
 
 
 slow = pytest.mark.slow
-recent = pytest.mark.skipif(torch.__version__ < (2, 6), reason="torch before 2.6 exports fixed sizes to torch.export alone")
+recent = pytest.mark.skipif(torch.__version__ < "2.6", reason="torch before 2.6 exports fixed sizes to torch.export alone")
 NAMES = [
     "dncnn", "ffdnet", *(pytest.param(name, marks=slow) for name in (
         "liu", "ddfn", "wrapped", "padded", "fpn", "fpn-resnet", "fpn-timm", "deeplab", "hrnet", "smp", "sdabn")),
