@@ -30,7 +30,7 @@ from segaware.noise import add_gaussian, add_poisson
 from segaware.training import checkpoint
 from segaware.training.average import Average
 from segaware.training.log import Log, not_finite
-from segaware.training.muon import Muon, inner_matrices
+from segaware.training.muon import Muon
 from segaware.training.stages import IGNORE, Crops, StageRecipe
 from segaware.training.variants import Entry
 
@@ -267,7 +267,8 @@ def _optimizer(network: nn.Module, recipe: StageRecipe) -> torch.optim.Optimizer
         return torch.optim.SGD(params, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(params, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    matrices = inner_matrices(network, 3)
+    # DDFN's convolutions are narrow (8): by the rule for denoisers that fold the image few of them would be matrices
+    matrices = [p for p in params if p.ndim >= 2 and min(p.shape[:2]) > 3]
     chosen = {id(p) for p in matrices}
     return Muon(matrices, [p for p in params if id(p) not in chosen], weight_decay=recipe.weight_decay)
 
