@@ -167,9 +167,10 @@ class Storage:
     @contextlib.contextmanager
     def _told(self, what: str, apart: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Within: whatever the file system raises, what is kept ``apart`` excepted, is said in our words."""
+        ours: tuple[type[Exception], ...] = (InputError, *apart)
         try:
             yield
-        except (InputError, *apart):
+        except ours:
             raise
         except FileNotFoundError as error:
             raise InputError(f"{self.address}: cannot be {what}: no such bucket, folder or file ({_words(error)}); check the name") from error
