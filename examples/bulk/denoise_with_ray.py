@@ -171,6 +171,7 @@ def work(left: list[dict], arguments: dict, options: argparse.Namespace) -> tupl
         import ray.data
     except ImportError as error:
         raise InputError(f'this needs Ray ({error}); install it: pip install "segaware[ray]"') from error
+    begun = not ray.is_initialized()
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -189,6 +190,9 @@ def work(left: list[dict], arguments: dict, options: argparse.Namespace) -> tupl
             print(f"unit {row['unit']}: {done} images done, {failed} failed, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
     except Exception as error:
         raise Stopped(reason(error)) from error
+    finally:
+        if begun:  # now: what Ray still has to tell would come between the lines of the result
+            ray.shutdown()
     return done, failed
 
 

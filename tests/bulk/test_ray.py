@@ -69,7 +69,7 @@ def started():
             log(f"attempt {attempt + 1} to start Ray: {str(error).splitlines()[0]}")
             if made is not None:
                 made.shutdown()
-    pytest.skip("Ray did not start in three attempts: the machine is busy with other work")
+    pytest.fail("Ray did not start in three attempts; is the machine busy with other work?")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_map_batches(cluster, tmp_path):
     engine = segaware.inference.engine.Engine(tmp_path / "model")
 
     photos = ray.data.read_images(str(tmp_path), file_extensions=["png"], include_paths=True)
-    made = photos.map_batches(DenoiseBatch, fn_constructor_kwargs={**options, "out": "clean"}, batch_size=4, concurrency=2).take_all()
+    made = photos.map_batches(DenoiseBatch, fn_constructor_kwargs={**options, "out": "clean"}, batch_size=4, concurrency=1).take_all()
     assert len(made) == 6
     for row in made:
         assert row["error"] == "" and np.array_equal(row["clean"], engine(np.asarray(Image.open(row["path"]))))
