@@ -144,11 +144,10 @@ def denoise(
     if source.is_dir():
         if compare or reference:
             raise click.UsageError("--compare and --reference are for a single image, but INPUT is a folder")
-        from segaware.entries import DEFAULT_MODEL
         from segaware.inference.bench import Order
 
         order = Order(
-            model or DEFAULT_MODEL, sigma, keep, tile, precision, device, segmentation is not None, batch, "replace" if overwrite else "skip"
+            model, sigma, keep, tile, precision, device, segmentation is not None, batch, "replace" if overwrite else "skip"
         )
         _folder(source, target, order, segmentation, shard, manifest, processes, as_json)
         return

@@ -23,7 +23,7 @@ class Order:
     """What is to be done with every image; can be sent to other processes.
 
     Args:
-        model: a shipped name, the folder of a model, or a repository of the Hub.
+        model: a shipped name, the folder of a model, or a repository of the Hub; None = the default.
         sigma: 8-bit units, "auto", or None for blind models.
         keep, tile, precision, device: of :class:`segaware.inference.engine.Engine`.
         segment: also write maps of classes, for jobs that have a place for them.
@@ -33,7 +33,7 @@ class Order:
             again and compared ("verify"), an image whose output differs failing.
     """
 
-    model: str
+    model: str | None = None
     sigma: float | str | None = None
     keep: float | str = 0.0
     tile: str | int = "auto"
@@ -78,21 +78,22 @@ class Bench:
     def __init__(self, order: Order, number: int = 0) -> None:
         from segaware.fingerprint import hash_module
         from segaware.inference.batches import Together
-        from segaware.inference.engine import Engine
+        from segaware.inference.engine import DEFAULT_MODEL, Engine
         from segaware.inference.ranks import own_device
         from segaware.inference.segmentation import SegmentingEngine
         from segaware.pretrained import load_pretrained
 
         self.order = order
+        model = order.model or DEFAULT_MODEL
         kind = SegmentingEngine if order.segment else Engine
         device = own_device(order.device, number)
-        self.engine = kind(order.model, keep=order.keep, tile=order.tile, precision=order.precision, device=device)
+        self.engine = kind(model, keep=order.keep, tile=order.tile, precision=order.precision, device=device)
         if self.engine.info.takes_sigma and order.sigma is None:
             raise InputError(f"model {self.engine.name!r} needs the noise level: --sigma 25 (8-bit units), or --sigma auto")
         if not self.engine.info.takes_sigma and order.sigma is not None:
             raise InputError(f"model {self.engine.name!r} is blind, it finds the noise level itself; leave --sigma out")
         # of the weights as they come: folding depends on the machine
-        key = hash_module(load_pretrained(order.model))
+        key = hash_module(load_pretrained(model))
         self.facts = Facts(self.engine.name, key, self.engine.device.type, self.engine.info.takes_sigma)
         self._together = Together(self.engine, order.level, order.batch)
 
