@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["hash_module"]
+from segaware.pretrained import load_pretrained
+
+__all__ = ["hash_module", "model_hash"]
 
 
 def hash_module(module: nn.Module) -> str:
@@ -22,3 +25,12 @@ def hash_module(module: nn.Module) -> str:
             state.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def model_hash(model: str | os.PathLike[str]) -> str:
+    """:func:`hash_module` of a trained model by name, folder or repository, its weights as they are stored.
+
+    Raises:
+        WeightsError: no such model, or it cannot be fetched or read.
+    """
+    return hash_module(load_pretrained(model))

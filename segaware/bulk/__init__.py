@@ -3,7 +3,8 @@
 Nothing here imports Ray; :class:`segaware.bulk.batch.DenoiseBatch` is a plain callable.
 """
 
-from segaware.bulk.batch import DenoiseBatch, model_hash
+from segaware.bulk.batch import DenoiseBatch
 from segaware.bulk.storage import Storage
+from segaware.fingerprint import model_hash
 
 __all__ = ["DenoiseBatch", "Storage", "model_hash"]

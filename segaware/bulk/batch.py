@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -17,13 +16,12 @@ from torch import nn
 
 from segaware import image_io
 from segaware.entries import CONFIG, DEFAULT_MODEL, WEIGHTS
-from segaware.errors import ImageError, InputError, SegawareError, WeightsError, closest
+from segaware.errors import ImageError, InputError, SegawareError, closest
 from segaware.inference.engine import Engine
 from segaware.inference.noise_level import estimate_picture
 from segaware.inference.pictures import Depth
-from segaware.zoo.load import resolve
 
-__all__ = ["DenoiseBatch", "model_hash"]
+__all__ = ["DenoiseBatch"]
 
 #: Columns that tell which image it was, in messages.
 _NAMES = ("path", "name", "file")
@@ -220,22 +218,6 @@ class DenoiseBatch:
             for index, row in enumerate(rows):
                 made[row], levels[row] = depth.from_unit(clean[index : index + 1]), level[index]
         return sorted(left)
-
-
-def model_hash(model: str | os.PathLike[str]) -> str:
-    """SHA-256 of what a model's folder says and holds: two runs with the same one used the same weights.
-
-    Raises:
-        WeightsError: no such model, or it cannot be fetched or read.
-    """
-    folder = resolve(model)
-    state = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        try:
-            state.update((folder / name).read_bytes())
-        except OSError as error:
-            raise WeightsError(f"{folder}: no readable {name} ({error.strerror}); a model folder holds {CONFIG} and {WEIGHTS}") from error
-    return state.hexdigest()
 
 
 def _opened(model: Any, options: dict[str, Any]) -> Engine:

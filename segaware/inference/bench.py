@@ -76,12 +76,11 @@ class Bench:
     """
 
     def __init__(self, order: Order, number: int = 0) -> None:
-        from segaware.fingerprint import hash_module
+        from segaware.fingerprint import model_hash
         from segaware.inference.batches import Together
         from segaware.inference.engine import DEFAULT_MODEL, Engine
         from segaware.inference.ranks import own_device
         from segaware.inference.segmentation import SegmentingEngine
-        from segaware.pretrained import load_pretrained
 
         self.order = order
         model = order.model or DEFAULT_MODEL
@@ -93,7 +92,7 @@ class Bench:
         if not self.engine.info.takes_sigma and order.sigma is not None:
             raise InputError(f"model {self.engine.name!r} is blind, it finds the noise level itself; leave --sigma out")
         # of the weights as they come: folding depends on the machine
-        key = hash_module(load_pretrained(model))
+        key = model_hash(model)
         self.facts = Facts(self.engine.name, key, self.engine.device.type, self.engine.info.takes_sigma)
         self._together = Together(self.engine, order.level, order.batch)
 

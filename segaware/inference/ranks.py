@@ -5,6 +5,7 @@ Each is told its rank among how many by the environment, the same way by all of 
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from dataclasses import dataclass
@@ -70,9 +71,18 @@ def gathered(value: Any, ranks: Ranks) -> list[Any]:
         return [value]
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=_FOREVER, rank=ranks.index, world_size=ranks.count)
+        # Left to the interpreter's end, gloo's threads are still running when they are torn down, and now and then abort a process that is done.
+        atexit.register(_left)
     values: list[Any] = [None] * ranks.count
     distributed.all_gather_object(values, value)
     return values
+
+
+def _left() -> None:
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def own_device(device: str, number: int) -> str:
