@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -85,7 +86,7 @@ def seconds(command: list[str], cores: list[int], threads: int) -> float:
     return spent
 
 
-def measure_throughput(report: Report, options: argparse.Namespace, root: Path) -> dict[str, float]:
+def measure_throughput(report: Report, options: argparse.Namespace, root: Path) -> dict[str, Any]:
     images, side, model = options.images, options.side, options.model
     bare = root / "bare.py"
     bare.write_text(BARE)
@@ -132,7 +133,8 @@ def measure_throughput(report: Report, options: argparse.Namespace, root: Path) 
     report.add("two processes against the network made fast", whole["fast"] / whole["two"], "x", 0.9, at_least=True)
     each = (whole["two"] - start["two"]) / (images - FEW)
     report.add("two processes: an image more", each, "s")
-    return {"start": start["two"] - FEW * each, "each": each}
+    rows = [f"| {label} | {whole[name]:.3g} s | {images / whole[name]:.2f} | {whole['one'] / whole[name]:.2f} x |" for name, label in labels.items()]
+    return {"start": start["two"] - FEW * each, "each": each, "rows": rows}
 
 
 _SCALE = """
@@ -190,14 +192,20 @@ def duration(value: float) -> str:
 
 
 def size(value: float) -> str:
-    return f"{value / 2**30:.3g} GiB" if value >= 2**30 else f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB"
+    return f"{value / 2**30:.3g} GiB" if value >= 2**30 else f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB" if value >= 2**10 else f"{value:.0f} bytes"
 
 
-def table(options: argparse.Namespace, cost: dict[str, float], book: dict[str, float]) -> str:
+def table(options: argparse.Namespace, cost: dict[str, Any], book: dict[str, float]) -> str:
     """The part of the page that is written by this program."""
     lines = [
         f"`python tests/benchmarks/bulk.py --page docs/cost.md`: `{options.model}`, PNG files of {options.side} x {options.side}, {machine()},"
-        f" torch {versions()['torch']}; `--processes 2`, medians of {options.rounds} rounds.",
+        f" torch {versions()['torch']}; medians of {options.rounds} rounds.",
+        "",
+        f"| {options.images} images, from the start of the command to its end | time | images a second | |",
+        "|---|---|---|---|",
+        *cost["rows"],
+        "",
+        "The networks alone read and write nothing, and see one tensor again and again. What many images take, with `--processes 2`:",
         "",
         "| images | time, two cores | started again when all is done | memory for what is done | |",
         "|---|---|---|---|---|",
