@@ -1,5 +1,6 @@
 """Segmentation and denoising in turns, each building on what the other said: the blocks and the cascade
-of SDABN ("Segmentation-Aware Image Denoising and Denoising-Aware Segmentation Boosting").
+of SDABN (Xu et al., "Synergy between Semantic Segmentation and Image Denoising via Alternate
+Boosting", ACM TOMM 2023).
 
 With y the noisy image, S a segmenter and D a denoiser that takes a condition, block i computes
 

@@ -1,6 +1,7 @@
 """Spatial feature transform (Wang et al., "Recovering Realistic Texture in Image Super-Resolution by
-Deep Spatial Feature Transform", CVPR 2018) in the form of SDABN ("Segmentation-Aware Image Denoising
-and Denoising-Aware Segmentation Boosting"): what a segmenter says steers the features of a denoiser.
+Deep Spatial Feature Transform", CVPR 2018) in the form of SDABN (Xu et al., "Synergy between Semantic
+Segmentation and Image Denoising via Alternate Boosting", ACM TOMM 2023): what a segmenter says steers
+the features of a denoiser.
 
 One :class:`ConditionEncoder` is shared by all :class:`SFTLayer` of a network::
 
