@@ -311,7 +311,7 @@ class Page:
         for name in sorted(self.folders, key=lambda n: (first.index(n) if n in first else len(first), n)):
             config = read_config(self.folders[name])
             if "setting" not in config:
-                rows.append([name, f"{self.sizes[name]:,}" if name in self.sizes else "-", f"from `{self.args.start}`", "-", "-", "-"])
+                rows.append([name, f"{self.sizes[name]:,}" if name in self.sizes else "-", f"given: `{Path(self.args.start).name}`", "-", "-", "-"])
                 continue
             recipe = config["setting"]["recipe"]
             seen = ", ".join(f"{'PSNR' if k == 'psnr' else 'mIoU'} {v:g}" for k, v in (config.get("measured") or {}).items()) or "-"

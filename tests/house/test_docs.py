@@ -68,18 +68,8 @@ def stage(tmp_path, monkeypatch):
     return tmp_path
 
 
-def small_cascade(folder: Path) -> None:
-    from segaware import DDFN, SDABN, SDB, FPNSegmenter
-    from segaware.entries import write_entry
-
-    segmenter = FPNSegmenter(3, backbone="squeezenet1_0", width=8, head="trained", class_names=("sky", "road", "car"))
-    write_entry(folder, SDABN([SDB(segmenter, DDFN(condition_channels=3))]))
-
-
 def run_page(path: Path, folder: Path, *, slow: bool) -> int:
     """Run a page's blocks; the number of those that ran."""
-    if any("sdabn-50/model" in block.code for block in BLOCKS[path]):
-        small_cascade(folder / "runs/sdabn-50/model")
     # a card's block begins with the reader's own image
     own = {"noisy": torch.rand(3, 48, 64), "image": torch.rand(1, 3, 48, 64)} if path in CARDS else {}
     names: dict[str, object] = {"__name__": "__main__", **own}
