@@ -276,7 +276,10 @@ def test_a_pool_that_is_interrupted(here, ending):
     for number in range(60):
         image_io.write(here / "in" / f"more{number}.png", Image(np.full((200, 200, 3), number, np.uint8)))
     arguments = ["in", "-o", "out", "--manifest", "m.jsonl", "--batch", "1"]
-    process = start("-m", "segaware", "denoise", *arguments, "-m", "./blind", "--processes", "2", start_new_session=True)
+    process = start(
+        "-m", "segaware", "denoise", *arguments, "-m", "./blind", "--processes", "2", start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )  # fmt: skip
     until = time.monotonic() + 300
     while not (here / "m.jsonl").exists() or len(records(here / "m.jsonl")) < 3:
         assert process.poll() is None and time.monotonic() < until
