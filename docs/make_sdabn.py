@@ -330,7 +330,7 @@ class Page:
             if line not in lines:
                 lines.append(line)
         others = [line for line in ("--sigma 30", "--sigma 10", "--poisson 255") if line != self.noise()]
-        out = ["## What is not trained", "", "With these commands, into the same folder, the rows above fill:", "", "```text", *lines, "```", ""] if lines else []
+        out = ["## What is not trained", "", "With these commands, and the `--scale`, `--recipe`, `--set` and `--start` of the stages that are there (stages of other recipes are refused), the rows above fill:", "", "```text", *lines, "```", ""] if lines else []
         return [
             *out, "Other noise, in a folder of its own, and this page of it:", "", "```text",
             *(f"python examples/train_sdabn.py --data CAMVID --out RUNS-OTHER {other} --variant progressive DDFN" for other in others),

@@ -45,7 +45,11 @@ def test_all_meet_and_leave_before_the_end():
         subprocess.Popen([sys.executable, "-c", MEETING], env={**meet, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in started:
-        stdout, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr
+    try:
+        ended = [(*process.communicate(timeout=300), process.returncode) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for stdout, stderr, code in ended:
+        assert code == 0, stderr
         assert stdout.split("\n")[:2] == ["[{'rank': 0}, {'rank': 1}] [0, 10]", "left"]
