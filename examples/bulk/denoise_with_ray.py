@@ -20,6 +20,7 @@ import io
 import json
 import logging
 import os
+import socket
 import sys
 import tarfile
 import time
@@ -172,6 +173,7 @@ def work(left: list[dict], arguments: dict, options: argparse.Namespace) -> tupl
     except ImportError as error:
         raise InputError(f'this needs Ray ({error}); install it: pip install "segaware[ray]"') from error
     begun = not ray.is_initialized()
+    answers(options.address)
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -194,6 +196,17 @@ def work(left: list[dict], arguments: dict, options: argparse.Namespace) -> tupl
         if begun:  # now: what Ray still has to tell would come between the lines of the result
             ray.shutdown()
     return done, failed
+
+
+def answers(address: str | None) -> None:
+    """Refuse HOST:PORT where nobody listens: Ray itself would end this process, with a page of C++."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray cluster at {address!r} ({error}); start one, ray start --head, or leave --address out") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -179,9 +180,8 @@ def begun(out: Path, photos: Path) -> list[int]:
     return [unit for unit, count in enumerate(counts) if 0 < count < UNIT]
 
 
-def test_a_killed_worker(cluster, photos, tmp_path):
-    out = tmp_path / "out"
-    process = start(cluster, photos, out)
+def hold(cluster, out: Path, photos: Path, process: subprocess.Popen) -> tuple[list[psutil.Process], list[int]]:
+    """The workers of both nodes, suspended while some unit is half done, and those units."""
     at_work = wait_for(lambda: len(found := workers(cluster)) == 2 and found, process)
     log(f"both nodes work: { {number: [p.pid for p in found] for number, found in at_work.items()} }")
     both = [found[0] for found in at_work.values()]
@@ -197,8 +197,15 @@ def test_a_killed_worker(cluster, photos, tmp_path):
         return None
 
     units = wait_for(in_the_middle, process)
-    victim, other = both
     log(f"{len(written(out))} of {IMAGES} images written, {len(manifests(out))} of {IMAGES // UNIT} units finished, in the middle of: {units}")
+    return both, units
+
+
+def test_a_killed_worker(cluster, photos, tmp_path):
+    out = tmp_path / "out"
+    process = start(cluster, photos, out)
+    both, units = hold(cluster, out, photos, process)
+    victim, other = both
     victim.kill()
     if len(units) < 2:  # whose unit it is nobody can see: both are killed
         other.kill()
@@ -284,9 +291,12 @@ def test_a_killed_node(cluster, photos, tmp_path):
     """Last: it takes one of the two nodes away."""
     out = tmp_path / "out"
     process = start(cluster, photos, out)
-    wait_for(lambda: len(manifests(out)) >= 1 and len(workers(cluster)) == 2, process)
-    log(f"removed a node with its raylet and workers; {len(manifests(out))} of {IMAGES // UNIT} units finished")
+    both, _ = hold(cluster, out, photos, process)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    log("removed a node with its raylet")
+    for worker in both:  # the one without a node ends by itself
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
     code, said, told = finish(process)
     print(told, said)
     assert code == 0 and json.loads(said)["done"] == IMAGES

@@ -3,6 +3,7 @@
 import io
 import json
 import runpy
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_retry(names, photos, tmp_path):
     assert names["main"]([*command, "--retry"]) == 0
     assert images_of(out) == sorted([*GOOD, "cut.png"])
     assert sorted(row["file"] for row in rows_of(out)) == sorted([*GOOD, "cut.png"])
+
+
+def test_a_cluster_that_does_not_answer(names):
+    """Ray would end the process itself, in C++."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        names["answers"](f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match=f"no Ray cluster at '127.0.0.1:{port}'.*leave --address out"):
+        names["answers"](f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match="no Ray cluster"):
+        names["answers"]("127.0.0.1:99999")
+    for other in (None, "auto", "local", "ray://127.0.0.1:1"):  # Ray's own words, or its client's errors
+        names["answers"](other)
 
 
 def test_addresses(names, photos, capsys):
