@@ -78,13 +78,15 @@ def parse(argv):
     p.add_argument("--condition", choices=("logits", "probs"), default="logits")
     p.add_argument("--start", help="clean-trained segmenter S1 starts from: zoo name or model folder; default: train S0")
     p.add_argument("--classes", nargs="+", default=CAMVID, help="their names")
-    p.add_argument("--void", type=int, default=11, help="label that is not counted")
+    p.add_argument("--void", type=int, help="label that is not counted, beside 255; default: the first after the classes")
     p.add_argument("--hold-out", default="0006R0", help='part of the stems to leave out and measure on; "" = none')
     p.add_argument("--segmenter", type=json.loads, default={}, help="JSON of HRNetSegmenter's arguments")
     p.add_argument("--larger", type=json.loads, default={"width": 26, "bottlenecks": 3}, help="JSON of what S1+ has otherwise")
     p.add_argument("--denoiser", type=json.loads, default={}, help="JSON of DDFN's arguments")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    args.void = len(args.classes) if args.void is None else args.void
+    return args
 
 
 def recipes_of(args):

@@ -2,9 +2,10 @@
 
     python examples/train_segmenter.py --data CamVid --backbone-weights squeezenet1_0.safetensors --out runs/fpn-camvid
 
-``--data`` holds train/, trainannot/, val/, valannot/: images and label maps with the same stems, label
-11 = void. ``--hold-out 0006R0`` leaves the training frames with that name in their stem out and scores
-on them, for choosing; ``val`` is scored once, at the end. A killed run goes on with ``--resume``.
+``--data`` holds train/, trainannot/, val/, valannot/: images and label maps with the same stems. Classes of
+your own: ``--classes grass crop soil --no-hold-out``. ``--hold-out 0006R0`` leaves the training frames with
+that name in their stem out and scores on them, for choosing; ``val`` is scored once, at the end. A killed
+run goes on with ``--resume``.
 
 ``--model`` names the network: ``fpn`` and ``deeplab`` on a backbone, ``hrnet`` and ``unet`` from
 scratch. ``--judge`` marks the model as one that judges and never trains a denoiser.
@@ -33,13 +34,13 @@ from segaware.entries import write_entry
 from segaware.errors import InputError, SegawareError, TrainingError
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-IGNORE = 255
+COUNT, IGNORE = len(CLASSES), 255
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def build(args, weights):
     """The network of ``--model``; all take (B, 3, H, W) in [0, 1] and have a backbone and head_parameters()."""
-    k, names = len(CLASSES), CLASSES
+    k, names = len(args.classes), tuple(args.classes)
     if args.model == "fpn":
         return FPNSegmenter(k, args.backbone, weights, args.width or 96, head="trained", class_names=names)
     if args.model == "deeplab":
@@ -54,8 +55,8 @@ def build(args, weights):
     )
 
 
-def load(root, split, keep=lambda stem: True):
-    """All frames of a split as uint8 tensors [(image (3, H, W), labels (H, W), stem)]."""
+def load(root, split, keep=lambda stem: True, count=COUNT, void=11):
+    """All frames of a split as uint8 tensors [(image (3, H, W), labels (H, W) below ``count`` or 255, stem)]."""
     labels = {p.stem: p for p in sorted((root / f"{split}annot").glob("*.png"))}
     frames = []
     for path in sorted(p for p in (root / split).glob("*") if p.suffix.lower() in IMAGES and keep(p.stem)):
@@ -67,12 +68,12 @@ def load(root, split, keep=lambda stem: True):
             raise InputError(
                 f"{labels[path.stem]}: size {tuple(label.shape)}, but the image has {tuple(image.shape[1:])}"
             )
-        known = torch.isin(label, torch.tensor([*range(len(CLASSES) + 1), IGNORE]))
+        known = torch.isin(label, torch.tensor([*range(count), void, IGNORE]))
         if not known.all():
             raise InputError(
-                f"{labels[path.stem]}: label {label[~known][0]}; expected 0-{len(CLASSES) - 1}, 11 (void) or 255"
+                f"{labels[path.stem]}: label {label[~known][0]}; expected 0-{count - 1}, {void} (void) or 255"
             )
-        frames.append((image, torch.where(label >= len(CLASSES), IGNORE, label).to(torch.uint8), path.stem))
+        frames.append((image, torch.where(label == void, IGNORE, label).to(torch.uint8), path.stem))
     if not frames:
         raise InputError(f"{root / split}: no images to read")
     return frames
@@ -102,10 +103,10 @@ def batch_of(frames, indices, crop, scales):
     return x.contiguous(memory_format=torch.channels_last), torch.stack(labels).long()
 
 
-def class_weights(frames):
+def class_weights(frames, count=COUNT):
     """1 / sqrt(frequency), mean 1: rare classes count, without drowning the others."""
     counts = sum(
-        torch.bincount(label.flatten().long(), minlength=256)[: len(CLASSES)] for _, label, _ in frames
+        torch.bincount(label.flatten().long(), minlength=256)[:count] for _, label, _ in frames
     ).double()
     weights = (counts.clamp(min=1) / counts.sum()).rsqrt() * (counts > 0)
     return (weights / weights.sum() * (counts > 0).sum()).float()
@@ -128,10 +129,10 @@ def loss_of(logits, labels, weights):
 
 
 @torch.no_grad()
-def score(model, frames):
+def score(model, frames, names=CLASSES):
     """IoU per class from one confusion matrix; logits brought to label size, void left out."""
     model.eval()
-    k = len(CLASSES)
+    k = len(names)
     confusion = torch.zeros(k * k, dtype=torch.int64)
     for image, label, _ in frames:
         logits = model(image[None].float() / 255)
@@ -145,7 +146,7 @@ def score(model, frames):
         "miou": round(100 * float(iou.nanmean()), 2),
         "pixel_accuracy": round(100 * float(hits.sum() / confusion.sum()), 2),
         "iou": {
-            c: None if math.isnan(v) else round(100 * float(v), 2) for c, v in zip(CLASSES, iou.tolist(), strict=True)
+            c: None if math.isnan(v) else round(100 * float(v), 2) for c, v in zip(names, iou.tolist(), strict=True)
         },
     }
 
@@ -167,6 +168,8 @@ def parse(argv):
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, help="folder of the model, its checkpoint and log")
     p.add_argument("--model", choices=("fpn", "deeplab", "hrnet", "unet"), default="fpn")
+    p.add_argument("--classes", nargs="+", default=CLASSES, metavar="NAME", help="of the labels, in their order")
+    p.add_argument("--void", type=int, help="label that is not counted, beside 255; default: the first after the classes")
     p.add_argument("--judge", action="store_true", help="keep this model apart for judging")
     p.add_argument("--backbone", default="squeezenet1_0", help="of fpn and deeplab")
     p.add_argument("--backbone-weights", help="file, or 'imagenet' to download; default: random")
@@ -185,15 +188,17 @@ def parse(argv):
     p.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     p.add_argument("--float32", action="store_true", help="no bfloat16")
     p.add_argument("--resume", action="store_true")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    args.void = len(args.classes) if args.void is None else args.void
+    return args
 
 
 def main(argv=None):
     args = parse(argv)
-    out_of = args.hold_out
-    train = load(args.data, "train", lambda stem: not out_of or out_of not in stem)
-    held = load(args.data, "train", lambda stem: out_of in stem) if out_of else []
-    weights = class_weights(train)
+    out_of, known = args.hold_out, {"count": len(args.classes), "void": args.void}
+    train = load(args.data, "train", lambda stem: not out_of or out_of not in stem, **known)
+    held = load(args.data, "train", lambda stem: out_of in stem, **known) if out_of else []
+    weights = class_weights(train, len(args.classes))
     print(
         f"{len(train)} training frames, {len(held)} held out, class weights {[round(w, 2) for w in weights.tolist()]}",
         flush=True,
@@ -225,8 +230,9 @@ def main(argv=None):
     plan = {
         k: v
         for k, v in vars(args).items()
-        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed")
+        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed", "classes", "void")
         and not (k == "backbone" and args.model in ("hrnet", "unet"))
+        and not (k in ("classes", "void") and tuple(args.classes) == CLASSES)
     }
     if args.resume:
         if not checkpoint.is_file():
@@ -267,7 +273,7 @@ def main(argv=None):
         running = loss.item() if step == begun + 1 else 0.98 * running + 0.02 * loss.item()
         if step % per_epoch == 0 or step == stop:
             scored = (
-                f", held-out mIoU {score(ema, held)['miou']:.2f}"
+                f", held-out mIoU {score(ema, held, args.classes)['miou']:.2f}"
                 if held and (step // per_epoch % 5 == 0 or step == stop)
                 else ""
             )
@@ -284,15 +290,17 @@ def main(argv=None):
         print(f"stopped at step {step} of {total}; go on with --resume")
         return None
 
-    val = score(ema, load(args.data, "val"))
+    camvid, height, width = tuple(args.classes) == CLASSES, *train[0][1].shape
     measured = {
-        "camvid_val": val,
-        "protocol": "whole frames, logits brought to 480 x 360, void left out, one confusion matrix",
+        "camvid_val" if camvid else "val": score(ema, load(args.data, "val", **known), args.classes),
+        "protocol": "whole frames, logits brought to the labels' size, void left out, one confusion matrix",
     }
     if held:
-        measured["held_out"] = {"frames": out_of, **score(ema, held)}
+        measured["held_out"] = {"frames": out_of, **score(ema, held, args.classes)}
+    squeezenet = args.backbone_weights and args.backbone == "squeezenet1_0"
+    notice = "; SqueezeNet start: BSD 2-clause, notice beside this file" if squeezenet else ""
     config = {
-        "class_names": list(CLASSES),
+        "class_names": list(args.classes),
         "training_noise": "",
         "recipe": {
             "script": "examples/train_segmenter.py",
@@ -305,13 +313,11 @@ def main(argv=None):
         },
         "measured": measured,
         "training_data": {
-            "name": f"CamVid, SegNet split, {len(train)} clean training frames of 480 x 360",
-            "terms": "research use; cite Brostow, Fauqueur, Cipolla 2009",
+            "name": f"{'CamVid, SegNet split' if camvid else args.data.resolve().name}, {len(train)} clean training frames of {width} x {height}",
+            "terms": "research use; cite Brostow, Fauqueur, Cipolla 2009" if camvid else "those of your images",
             "start": "ImageNet backbone" if args.backbone_weights else "random weights",
         },
-        "license": "weights for research use, as the data; SqueezeNet start: BSD 2-clause, notice beside this file"
-        if args.backbone_weights and args.backbone == "squeezenet1_0"
-        else "weights for research use, as the data",
+        "license": ("weights for research use, as the data" if camvid else "that of your images") + notice,
     }
     if args.judge:
         config["judge"] = True

@@ -29,6 +29,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("-j", "--judge", "judges", multiple=True, metavar="NAME", help="Segmenter, shipped or a folder; repeatable; 'none'. [those that ship]")
 @click.option("--layout", type=click.Choice(["auto", "folder", "camvid", "voc", "cityscapes"]), default="auto", show_default=True, help="Of CLEAN_DIR; all but folder have labels.")
 @click.option("--split", default="val", show_default=True, help="Of a labelled set.")
+@click.option("--classes", type=_PATH, metavar="FILE", help="Class names of your own labels, one a line; for SegNet's layout.")
+@click.option("--void", type=click.IntRange(0, 255), metavar="N", help="With --classes: a label that is not counted, beside 255.")
 @click.option("--names", type=_PATH, metavar="FILE", help="Only the images named in this file, one a line, without ending.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
@@ -108,9 +110,19 @@ def _measure(options: dict[str, Any]) -> Any:
         metrics=options["metrics"] or ("psnr", "ssim"),
         **{key: options[key] for key in ("seed", "draws", "seed_by", "preset", "harm", "block")},
     )
-    source = open_source(options["source"], options["layout"], split=options["split"])
-    source = source.select(_names(options["names"]), options["limit"])
+    classes = None if options["classes"] is None else _lines(options["classes"], "--classes")
+    if classes is None and options["void"] is not None:
+        raise click.UsageError("--void goes with --classes: the labels of known sets have their own")
+    source = open_source(options["source"], options["layout"], split=options["split"], classes=classes, void=options["void"])
+    names = None if options["names"] is None else _lines(options["names"], "--names")
+    source = source.select(names, options["limit"])
     judges = list(options["judges"]) or default_judges(source)
+    if not judges and source.classes is not None and ranks.first:
+        click.echo(
+            f"note: no judge that ships knows the classes of {source.name}, so PSNR alone decides; name one of yours, -j FOLDER,"
+            " or leave the labels out, --layout folder",
+            err=True,
+        )
     niqe = None
     if options["niqe_parameters"] is not None:
         from segaware.niqe import NIQE
@@ -143,13 +155,16 @@ def _measure(options: dict[str, Any]) -> Any:
         )
 
 
-def _names(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
+def _lines(path: Path, option: str) -> list[str]:
+    """The lines of a file that hold something."""
     try:
-        return path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise click.BadParameter(f"{path}: cannot be read ({error.strerror}).", param_hint="--names") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}).", param_hint=option) from error
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise click.BadParameter(f"{path}: holds no name; write one a line.", param_hint=option)
+    return found
 
 
 def _possible() -> tuple[str, ...]:

@@ -148,6 +148,7 @@ def open_source(
     *,
     split: str = "val",
     classes: Sequence[str] | None = None,
+    void: int | None = None,
 ) -> Source:
     """Find the images of a set.
 
@@ -158,10 +159,12 @@ def open_source(
             without labels. "auto": whichever of these it is.
         split: of a labelled set.
         classes: for "camvid": the class names of your own data in that layout; labels from
-            ``len(classes)`` on are refused, 255 is void.
+            ``len(classes)`` on are refused, 255 and ``void`` are not counted.
+        void: with ``classes``: one more label that is not counted.
 
     Raises:
-        EvaluationError: no such folder or layout, no images, names that clash, missing label files.
+        EvaluationError: no such folder or layout, no images, names that clash, missing label files, classes for
+            another layout.
     """
     root = Path(root)
     if not root.is_dir():
@@ -169,10 +172,14 @@ def open_source(
         raise EvaluationError(f"{root}: {what}")
     if layout == "auto":
         layout = _guess(root, split)
+    if layout != "camvid" and (classes is not None or void is not None):
+        raise EvaluationError(
+            f"{root}: classes and void are for your own labels in SegNet's layout, {split}/ and {split}annot/; this one is {layout!r}"
+        )
     if layout == "folder":
         return Source(root.resolve().name, _items(root, _images(root), root))
     if layout == "camvid":
-        return _camvid(root, split, classes)
+        return _camvid(root, split, classes, void)
     if layout == "voc":
         return _voc(root, split)
     if layout == "cityscapes":
@@ -219,7 +226,7 @@ def _items(root: Path, images: Sequence[Path], below: Path, labels: Callable[[st
     return tuple(Item(name, named[name], index, found[name]) for index, name in enumerate(sorted(named)))
 
 
-def _camvid(root: Path, split: str, classes: Sequence[str] | None) -> Source:
+def _camvid(root: Path, split: str, classes: Sequence[str] | None, void: int | None) -> Source:
     images, annotations = root / split, root / f"{split}annot"
     items = _items(root, _images(images), images, lambda name: annotations / f"{name}.png")
     extra = sorted({p.stem for p in annotations.glob("*.png")} - {item.name for item in items})
@@ -227,7 +234,7 @@ def _camvid(root: Path, split: str, classes: Sequence[str] | None) -> Source:
         raise EvaluationError(f"{annotations}: {len(extra)} label files without an image: {', '.join(extra[:5])}; add the images to {images}")
     names = tuple(classes) if classes else CAMVID_CLASSES
     if classes:
-        return Source(f"{root.resolve().name} {split}", items, names)
+        return Source(f"{root.resolve().name} {split}", items, names, void=() if void is None else (void,))
     note = "frames of one clip, neighbours alike" if split == "val" else "frames of video, neighbours alike"
     return Source(f"CamVid {split}", items, names, block=10, void=(11,), note=note)
 

@@ -6,8 +6,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from segaware import image_io
+from segaware import FPNSegmenter, image_io
 from segaware.cli.main import main
+from segaware.entries import write_entry
 from segaware.evaluation.cells import Cells
 from segaware.evaluation.protocol import Protocol
 from segaware.niqe import NIQE
@@ -160,6 +161,44 @@ def test_empty_folder(shipped, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run(tmp_path / "empty")
     assert result.exit_code == 2 and "no images here or below" in result.stderr
+
+
+@pytest.fixture
+def crops(clean, tmp_path):
+    """Images with labels of classes of one's own, and a segmenter that knows them."""
+    root = tmp_path / "crops"
+    (root / "valannot").mkdir(parents=True)
+    clean.rename(root / "val")
+    for path in (root / "val").iterdir():
+        Image.fromarray(np.tile(np.arange(30) // 8, (24, 1)).astype(np.uint8)).save(root / "valannot" / path.name)  # 0 to 3
+    (tmp_path / "classes.txt").write_text("grass\nwinter wheat\n\nsoil\n")
+    torch.manual_seed(0)
+    names = ["grass", "winter wheat", "soil"]
+    write_entry(tmp_path / "mine", FPNSegmenter(3, "squeezenet1_0", width=4, head="trained", class_names=names))
+    return root
+
+
+def test_classes_of_ones_own(shipped, crops, tmp_path):
+    result = run(crops, "--classes", tmp_path / "classes.txt", "--void", 3, "-j", tmp_path / "mine", "--metric", "psnr", "--json")
+    assert result.exit_code == 0, result.output
+    assert "miou:mine" in {s["measure"] for s in json.loads(result.stdout)["summary"]}
+    assert "label 3 in 144 pixels" in run(crops, "--classes", tmp_path / "classes.txt", "-j", tmp_path / "mine").output
+
+
+def test_no_judge_knows_these_classes(shipped, crops, tmp_path):
+    result = run(crops, "--classes", tmp_path / "classes.txt", "--void", 3)
+    assert result.exit_code == 0 and "PSNR alone decides" in result.stderr and "-j FOLDER" in result.stderr
+    assert "PSNR alone" not in run(crops, "--layout", "folder").stderr
+
+
+def test_classes_need_their_layout(shipped, clean, crops, tmp_path):
+    names = tmp_path / "classes.txt"
+    assert "this one is 'folder'" in run(crops / "val", "--classes", names).output
+    assert run(crops, "--void", 3).exit_code == 2 and "goes with --classes" in run(crops, "--void", 3).output
+    names.write_text(" \n")
+    assert run(crops, "--classes", names).exit_code == 2 and "holds no name" in run(crops, "--classes", names).output
+    names.write_bytes(b"\xff\xfe")
+    assert run(crops, "--classes", names).exit_code == 2 and "not UTF-8" in run(crops, "--classes", names).output
 
 
 def test_names_and_limit(shipped, clean, tmp_path):

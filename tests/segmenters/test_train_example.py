@@ -71,6 +71,19 @@ def test_judges_of_other_architectures(example, data, tmp_path, model, architect
         assert net(torch.rand(1, 3, 48, 64)).shape == (1, 11, *logits)
 
 
+def test_classes_of_ones_own(example, data, tmp_path):
+    for path in data.glob("*annot/*.png"):
+        Image.fromarray(np.array(Image.open(path)) % 4).save(path)  # 3 is void
+    measured = example.main(options(data, tmp_path / "out", "--classes", "grass", "wheat", "soil", "--no-hold-out"))
+    assert set(measured["val"]["iou"]) == {"grass", "wheat", "soil"} and "camvid_val" not in measured
+    config = read_config(tmp_path / "out")
+    assert config["class_names"] == ["grass", "wheat", "soil"] and "CamVid" not in str(config)
+    net = load_entry(tmp_path / "out")
+    assert net.num_classes == 3 and net.class_names == ("grass", "wheat", "soil")
+    with pytest.raises(InputError, match="label 3; expected 0-2, 9 .void. or 255"):
+        example.main(options(data, tmp_path / "out2", "--classes", "grass", "wheat", "soil", "--void", "9"))
+
+
 def test_a_model_is_a_judge_only_if_it_is_said(example, data, tmp_path):
     example.main(options(data, tmp_path / "out"))
     assert "judge" not in read_config(tmp_path / "out")
