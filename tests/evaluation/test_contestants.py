@@ -9,6 +9,7 @@ from segaware.errors import EvaluationError, WeightsError
 from segaware.evaluation.contestants import Cell, Function, GiveBack, Model, Noisy, Ready, hash_module, open_contestant
 from segaware.evaluation.protocol import Noise
 from segaware.evaluation.sources import Item
+from segaware.segmenters.adapters import SegmenterAdapter
 
 NOISY = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.2
 
@@ -148,3 +149,15 @@ def test_the_hash_sees_weights_and_options(shrink):
     other.gain = 2.0
     assert hash_module(one) != hash_module(other)
     assert hash_module(one.eval()) == hash_module(shrink().train())
+
+
+def test_the_hash_sees_normalisation_and_not_use():
+    def adapted(**options):
+        torch.manual_seed(0)
+        return SegmenterAdapter(torch.nn.Conv2d(3, 4, 3, padding=1), 4, **options)
+
+    used = adapted()
+    used(torch.rand(1, 3, 8, 8))
+    assert used.stride == 1 and hash_module(used) == hash_module(adapted())
+    assert hash_module(adapted(mean=(0.4, 0.4, 0.4))) != hash_module(adapted())  # a buffer that no checkpoint holds
+    assert hash_module(adapted(class_names=list("abcd"))) != hash_module(adapted())
