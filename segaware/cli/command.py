@@ -5,13 +5,36 @@ Exit codes: 0 done, 1 some files failed, 2 the command was not meant so, 130 int
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from segaware.errors import SegawareError
 
-__all__ = ["Command", "Failure"]
+__all__ = ["Command", "Failure", "terminable"]
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within: a SIGTERM or SIGHUP ends the program as an exception does, so that what it made for itself is taken away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows knows no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            before[number] = signal.signal(number, lambda which, _: sys.exit(128 + which))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Failure(click.ClickException):

@@ -6,7 +6,7 @@ import threading
 
 import click
 
-from segaware.cli.command import Command
+from segaware.cli.command import Command, terminable
 
 __all__ = ["demo"]
 
@@ -24,9 +24,10 @@ def demo(port: int, models: tuple[str, ...], device: str, browser: bool) -> None
     """
     from segaware.demo.server import serving
 
-    with serving(port, models=models, device=device, browser=browser) as address:
+    with terminable(), serving(port, models=models, device=device, browser=browser) as address:  # or the uploads would stay
         click.echo(f"{address}\nEnd it with Ctrl-C.", err=True)
         try:
-            threading.Event().wait()
+            while not threading.Event().wait(0.5):  # on Windows nothing interrupts a wait without end
+                pass
         except KeyboardInterrupt:  # the way to end it, no failure
             click.echo("\nstopped", err=True)

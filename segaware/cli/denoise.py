@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segaware.cli.command import Command, Failure
+from segaware.cli.command import Command, Failure, terminable
 
 if TYPE_CHECKING:
     from segaware.inference.bench import Order
@@ -196,7 +192,7 @@ def _folder(
     part = dataclasses.replace(Shard.parse(shard or "1/1"), rank=ranks.index, ranks=ranks.count)
     records: list[dict[str, Any]] = []
     # disable=None: no bar where stderr is no terminal
-    with _terminable(), tqdm(unit="image", disable=None if ranks.first else True) as bar:
+    with terminable(), tqdm(unit="image", disable=None if ranks.first else True) as bar:
 
         def report(outcome: Outcome, total: int | None) -> None:
             bar.total = total
@@ -244,9 +240,10 @@ def _check_sigma(sigma: float | str | None) -> None:
 
 def _check_compare(compare: Path, taken: list[Path], overwrite: bool) -> None:
     from segaware.image_io import target_format
+    from segaware.inference.files import same_file
 
     target_format(compare)
-    if any(compare.resolve() == path.resolve() for path in taken):
+    if any(compare.resolve() == path.resolve() or same_file(compare, path) for path in taken):
         raise click.UsageError(f"--compare {compare} is also the input, the output or the reference")
     if compare.exists() and not overwrite:
         raise click.UsageError(f"--compare {compare} exists already; choose another name, or allow it with --overwrite")
@@ -265,7 +262,7 @@ def _run(job: Job, engine: Engine, sigma: float | str | None, overwrite: bool, c
     from segaware.inference.files import run_job
 
     # disable=None: no bar where stderr is no terminal
-    with _terminable(), engine, tqdm(unit="tile", disable=None) as bar:
+    with terminable(), engine, tqdm(unit="tile", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -277,24 +274,11 @@ def _run(job: Job, engine: Engine, sigma: float | str | None, overwrite: bool, c
     return outcome
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Within: a SIGTERM ends the program as an exception does, so that half a file is taken away."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _report(outcome: Outcome, engine: Engine, sigma: float | str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"model": engine.name, "sigma": sigma, "files": [_record(outcome)]}, indent=2))
     elif outcome.status == "done":
-        click.echo(f"{outcome.job.target}")
+        click.echo(click.format_filename(outcome.job.target))
         if outcome.psnr is not None:
             before, after = outcome.psnr
             click.echo(f"PSNR {before:.2f} dB before, {after:.2f} dB after (of the {outcome.bits}-bit images)")

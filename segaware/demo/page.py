@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import html
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,23 @@ def build_page(
     engine_of = functools.lru_cache(maxsize=2)(opened or (lambda name: Engine(name, device=device)))
     judge_of = functools.lru_cache(maxsize=2)(open_judge)
 
-    def run(path: str | None, add: bool, added: float, model: str, auto: bool, sigma: float, segmenter: str, progress: Any) -> tuple[Any, ...]:
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        """Within: errors of the library are shown on the page."""
         try:
+            yield
+        except SegawareError as error:
+            raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False, title="This did not work") from error
+        except MemoryError as error:
+            raise gradio.Error("not enough memory for this image; cut it up", duration=None, print_exception=False) from error
+
+    def asks(model: str) -> Any:
+        """Whether the model is told the noise level."""
+        with told():
+            return gradio.update(visible=engine_of(model).info.takes_sigma, value=True)
+
+    def run(path: str | None, add: bool, added: float, model: str, auto: bool, sigma: float, segmenter: str, progress: Any) -> tuple[Any, ...]:
+        with told():
             image = read_upload(path)
             progress(0.0, desc="loading the model")
             engine = engine_of(model)
@@ -79,10 +95,6 @@ def build_page(
             )
             file = Path(tempfile.mkdtemp(dir=folder)) / result_name(Path(str(path)), done.result)
             done.result.save(file)
-        except SegawareError as error:
-            raise gradio.Error(html.escape(str(error)), duration=None, print_exception=False, title="This did not work") from error
-        except MemoryError as error:
-            raise gradio.Error("not enough memory for this image; cut it up", duration=None, print_exception=False) from error
         seen = bool(done.views)
         return (
             gradio.update(value=(display(done.noisy), display(done.denoised)), visible=True),
@@ -122,7 +134,7 @@ def build_page(
         words = gradio.HTML(visible=False, elem_id="words")
 
         add.change(lambda on: gradio.update(visible=on), add, added, show_progress="hidden")
-        model.change(lambda name: gradio.update(visible=engine_of(name).info.takes_sigma, value=True), model, auto, show_progress="hidden")
+        model.change(asks, model, auto, show_progress="hidden")
         auto.change(lambda on: gradio.update(visible=not on), auto, sigma, show_progress="hidden")
         results = [slider, numbers, download, pictures, words]
         # the last picture's results do not stay beside the next one

@@ -21,7 +21,7 @@ from segaware.errors import ImageError, InputError, SegawareError
 if TYPE_CHECKING:
     from segaware.inference.engine import Engine, Progress
 
-__all__ = ["Job", "Outcome", "check_folders", "denoise_file", "folder_of", "images_below", "plan", "plan_segmentation", "run_job", "side_by_side"]
+__all__ = ["Job", "Outcome", "check_folders", "denoise_file", "folder_of", "images_below", "path_below", "plan", "plan_segmentation", "run_job", "same_file", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def plan(source: str | os.PathLike[str], target: str | os.PathLike[str], *, over
     if target.is_dir() or given.endswith(("/", os.sep)):
         target = target / source.name
     image_io.target_format(target)
-    if _same(source, target):
+    if source.resolve() == target.resolve() or same_file(source, target):
         raise InputError(f"{target}: the output is the input, which would be lost; choose another name")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; choose another name, or allow it with --overwrite")
@@ -93,11 +93,31 @@ def check_folders(source: Path, target: Path) -> None:
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, but {source} is a folder; give a folder for the output")
-    inside, outside = target.resolve(), source.resolve()
-    if inside == outside:
+    below = path_below(target, source)
+    if below == Path():
         raise InputError(f"{target}: the output folder is the input folder; choose another one")
-    if outside in inside.parents:
+    if below is not None:
         raise InputError(f"{target}: the output folder lies inside the input folder {source}; choose one outside of it")
+
+
+def path_below(inner: Path, outer: Path) -> Path | None:
+    """The way from ``outer`` down to ``inner``, links followed; ``Path()`` if they are one, None if it is not below.
+
+    Names alone do not tell: ``Photos`` and ``photos`` are one folder on many disks, and a folder may be mounted twice.
+    """
+    inner, outer = inner.resolve(), outer.resolve()
+    for place in (inner, *inner.parents):
+        if place == outer or same_file(place, outer):
+            return inner.relative_to(place)
+    return None
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are there and are the same file or folder."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def images_below(source: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
@@ -115,9 +135,8 @@ def _plan_folder(source: Path, target: Path) -> list[Job]:
     if not found:
         raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
     jobs = [Job(path, target / path.relative_to(source)) for path in found]
-    inputs = {path.resolve() for path in found}
     for job in jobs:
-        if job.target.resolve() in inputs:
+        if path_below(job.target, source) is not None:
             raise InputError(f"{job.target}: an output would replace an input; choose another output folder")
     return jobs
 
@@ -139,7 +158,7 @@ def plan_segmentation(
     source, folder = Path(source), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the segmentation")
-    if source.is_dir() and source.resolve() in (folder.resolve(), *folder.resolve().parents):
+    if source.is_dir() and path_below(folder, source) is not None:
         raise InputError(f"{folder}: the folder for the segmentation lies in the input folder {source}; choose one outside of it")
     made = []
     for job in jobs:
@@ -150,18 +169,17 @@ def plan_segmentation(
     for job in made:
         assert job.segmentation is not None
         place = job.segmentation.resolve()
-        if place in used:
-            raise InputError(f"{job.segmentation}: the segmentation would replace {used[place]}; choose another folder for it")
+        lost = used.get(place)
+        if lost is None and len(made) == 1:
+            lost = next((path for path in used.values() if same_file(place, path)), None)
+        if lost is not None:
+            raise InputError(f"{job.segmentation}: the segmentation would replace {lost}; choose another folder for it")
         if place in seen:
             raise InputError(f"{job.segmentation}: would be the segmentation of both {seen[place]} and {job.source}; rename one of them")
         seen[place] = job.source
     if not source.is_dir() and made[0].segmentation.exists() and not overwrite:  # type: ignore[union-attr]
         raise InputError(f"{made[0].segmentation}: exists already; choose another folder, or allow it with --overwrite")
     return made
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
 
 
 def run_job(

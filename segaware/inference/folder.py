@@ -17,7 +17,7 @@ from segaware import __version__, image_io
 from segaware.errors import InputError
 from segaware.inference.batches import at_once, grouped
 from segaware.inference.bench import Bench, Facts, Order
-from segaware.inference.files import Job, Outcome, check_folders, images_below
+from segaware.inference.files import Job, Outcome, check_folders, images_below, path_below
 from segaware.inference.manifest import Manifest
 from segaware.inference.pool import Pool
 from segaware.inference.shards import Shard, place_of
@@ -93,8 +93,11 @@ def denoise_folder(
     if manifest is not None and order.existing == "skip":
         order = dataclasses.replace(order, existing="verify")
     tally = Tally()
-    found = images_below(source)
+    unread: list[OSError] = []
+    found = images_below(source, unread.append)
     some = list(itertools.islice(found, _COUNTED))
+    if not some and unread:
+        raise InputError(f"{unread[0].filename}: cannot be read ({unread[0].strerror}); check the rights of the folder")
     if not some:
         raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
     if segmentation is not None:  # before anything is written, as far as is known by then
@@ -144,8 +147,14 @@ def denoise_folder(
                     known = book is not None and book.is_done(place, path, *places)
                     if known or order.existing == "skip" and all(file.exists() for file in places):
                         hear(Outcome(job, "skipped"))
+                    elif lost := next((file for file in places if path_below(file, source) is not None), None):  # through a link
+                        hear(Outcome(job, "failed", f"{lost}: leads into the input folder {source}, whose images would be lost; remove the link"))
                     else:
                         yield job
+                for error in unread:
+                    folder = Path(str(error.filename))
+                    if shard.holds(place_of(_name(folder, source))):
+                        hear(Outcome(Job(folder, target / _name(folder, source)), "failed", f"{folder}: cannot be read ({error.strerror}); check its rights"))
 
             try:
                 units = _units(jobs(), order, facts)
@@ -174,7 +183,7 @@ def _check(source: Path, target: Path, segmentation: Path | None) -> None:
     if segmentation is not None:
         if segmentation.exists() and not segmentation.is_dir():
             raise InputError(f"{segmentation}: is a file; give a folder for the segmentation")
-        if source.resolve() in (segmentation.resolve(), *segmentation.resolve().parents):
+        if path_below(segmentation, source) is not None:
             raise InputError(f"{segmentation}: the folder for the segmentation lies in the input folder {source}; choose one outside of it")
         if _meet(source, segmentation, target) or _meet(source, target, segmentation):
             raise InputError(f"{segmentation}: the segmentation would replace {target}'s images; choose another folder for it")
@@ -185,10 +194,8 @@ def _check(source: Path, target: Path, segmentation: Path | None) -> None:
 
 def _meet(source: Path, inner: Path, outer: Path) -> bool:
     """Whether the input has a folder that, mirrored in ``outer``, falls on ``inner``."""
-    inside, outside = inner.resolve(), outer.resolve()
-    if inside == outside:
-        return True
-    return outside in inside.parents and (source / inside.relative_to(outside)).exists()
+    below = path_below(inner, outer)
+    return below is not None and (below == Path() or (source / below).exists())
 
 
 def _twins(chart: Path, one: Path, other: Path) -> str:

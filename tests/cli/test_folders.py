@@ -354,3 +354,32 @@ def test_evaluate_on_several_processes_needs_a_folder(here, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     result = CliRunner().invoke(main, ["evaluate", "in", "-m", "./blind", "-j", "none"])
     assert result.exit_code == 2 and "give -o DIR" in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("link", ["gray.png", "deep"])
+def test_a_link_among_the_outputs_does_not_lead_back_to_the_originals(here, link):
+    before = outputs(here / "in")
+    (here / "out").mkdir()
+    (here / "out" / link).symlink_to(here / "in" / link)
+    result = run("in", "-o", "out", "--overwrite")
+    lost = sum(name == link or name.startswith(f"{link}/") for name in NAMES)
+    assert result.exit_code == 1 and result.output.count("leads into the input folder") == lost
+    assert f"done {len(NAMES) - lost}" in result.output and outputs(here / "in") == before
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure(here, monkeypatch):
+    """Whoever runs as root may read everything: the system's refusal is played."""
+    scandir = os.scandir
+
+    def refused(path="."):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    result = run("in", "-o", "out", "--manifest", "run.jsonl")
+    assert result.exit_code == 1 and "deep: cannot be read (Permission denied)" in result.output
+    assert [row["file"] for row in records(here / "run.jsonl") if row["status"] == "failed"] == ["deep"]
+    result = run("in/deep", "-o", "elsewhere")
+    assert result.exit_code == 2 and "cannot be read" in result.output and "no images" not in result.output

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from segaware import image_io
 from segaware.errors import ImageError, InputError
 from segaware.image_io import Image
 from segaware.inference.engine import Engine
-from segaware.inference.files import Job, denoise_file, plan, run_job, side_by_side
+from segaware.inference.files import Job, denoise_file, path_below, plan, run_job, side_by_side
 
 
 def save(path, value=100, height=6, width=8):
@@ -35,6 +37,19 @@ def test_plan_mirrors_a_tree(tmp_path):
         ("in/deep/er/c.tif", "out/deep/er/c.tif"),
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_one_folder_by_two_names(tmp_path, monkeypatch):
+    """As on disks that do not tell capitals from small letters, where names alone say nothing."""
+    save(tmp_path / "Photos" / "a.png")
+    alike = Path.samefile
+    monkeypatch.setattr(Path, "samefile", lambda one, other: str(one).lower() == str(other).lower() or alike(one, other))
+    assert path_below(tmp_path / "photos" / "x", tmp_path / "Photos") == Path("x")
+    assert path_below(tmp_path / "other", tmp_path / "Photos") is None
+    with pytest.raises(InputError, match="is the input folder"):
+        plan(tmp_path / "Photos", tmp_path / "photos")
+    with pytest.raises(InputError, match="inside the input folder"):
+        plan(tmp_path / "Photos", tmp_path / "photos" / "out")
 
 
 def test_plan_refuses(tmp_path):
