@@ -264,7 +264,8 @@ class Page:
         untried = [row[0] for row in claims if not row[4]]
         out = [
             "# SDABN: segmentation and denoising in turns", "",
-            "Written by `python docs/make_sdabn.py --runs RUNS --camvid DIR`; every figure of ours is measured, none is typed."
+            f"Written by `python docs/make_sdabn.py --runs RUNS --camvid DIR{self.start()} --noise '{label}' --draws {protocol.draws}`; every figure of ours"
+            " is measured, none is typed."
             f" {source.name}, {len(source)} frames, {len(source.classes)} classes; {label}, neither clipped nor rounded; {protocol.draws}"
             f" noise draws a frame. PSNR and SSIM by the convention of the paper's code (`sdabn`: nothing clipped, one pixel of border left"
             f" out); mIoU from one matrix for the set. Brackets are 95 % intervals; frames are resampled in blocks of {self.block} neighbours,"
@@ -330,12 +331,16 @@ class Page:
             if line not in lines:
                 lines.append(line)
         others = [line for line in ("--sigma 30", "--sigma 10", "--poisson 255") if line != self.noise()]
-        out = ["## What is not trained", "", "With these commands, and the `--scale`, `--recipe`, `--set` and `--start` of the stages that are there (stages of other recipes are refused), the rows above fill:", "", "```text", *lines, "```", ""] if lines else []
+        recipes = "in each stage's `config.json`; those of the cascade that ships in [its card](../segaware/weights/sdabn-camvid-s50/README.md), with the command of the segmenter S0"
+        out = ["## What is not trained", "", f"With these commands, and the `--scale`, `--recipe`, `--set` and `--start` of the stages that are there ({recipes}; stages of other recipes are refused), the rows above fill:", "", "```text", *lines, "```", ""] if lines else []
         return [
-            *out, "Other noise, in a folder of its own, and this page of it:", "", "```text",
-            *(f"python examples/train_sdabn.py --data CAMVID --out RUNS-OTHER {other} --variant progressive DDFN" for other in others),
-            'python docs/make_sdabn.py --runs RUNS-OTHER --camvid CAMVID --noise "30" --out sdabn-30.md', "```", "",
+            *out, "Other noise, each in a folder of its own, and this page of it:", "", "```text",
+            *(f"python examples/train_sdabn.py --data CAMVID --out RUNS-{other.split()[1]} {other} --variant progressive DDFN" for other in others),
+            f"python docs/make_sdabn.py --runs RUNS-{others[0].split()[1]} --camvid CAMVID --noise '{others[0][2:].replace('poisson', 'peak')}' --out sdabn-{others[0].split()[1]}.md", "```", "",
         ]  # fmt: skip
+
+    def start(self):
+        return "" if self.args.start is None else f" --start {Path(self.args.start).name}"
 
     def noise(self):
         noise = self.protocol.noises[0]

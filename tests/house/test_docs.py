@@ -56,7 +56,7 @@ BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-    """A folder with what pages take for granted: ``noisy.png``, ``photos/`` (4 pictures), a trained cascade."""
+    """A folder with what pages take for granted: ``noisy.png`` and ``photos/`` (4 pictures)."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()

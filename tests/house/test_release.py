@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import json
 import re
@@ -124,3 +125,16 @@ def test_publishing_stores_no_password():
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))["jobs"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"} and jobs["publish"]["needs"] == "try"
     assert not any("secrets." in path.read_text(encoding="utf-8") for path in WORKFLOWS)
+
+
+def test_the_page_of_commands_names_them_all():
+    """And every extra that somebody may install."""
+    from segaware.cli.main import main
+
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `segaware ([a-z-]+)` \|", page, re.M)
+    assert sorted(named) == sorted(main.commands)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = re.findall(r"`([a-z0-9]+)`", "".join(re.findall(r"^\| (`[a-z0-9`, ]+) \|", page[page.index("## Extras"):], re.M)))
+    assert sorted(extras) == sorted(setup["options.extras_require"])
