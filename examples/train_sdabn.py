@@ -77,6 +77,7 @@ def parse(argv):
     p.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change a field of all recipes, e.g. workers=8")
     p.add_argument("--condition", choices=("logits", "probs"), default="logits")
     p.add_argument("--start", help="clean-trained segmenter S1 starts from: zoo name or model folder; default: train S0")
+    p.add_argument("--start-larger", help="the same for S1+, of its form; train it as --start was, or the comparison is of trainings")
     p.add_argument("--classes", nargs="+", default=CAMVID, help="their names")
     p.add_argument("--void", type=int, help="label that is not counted, beside 255; default: the first after the classes")
     p.add_argument("--hold-out", default="0006R0", help='part of the stems to leave out and measure on; "" = none')
@@ -120,7 +121,8 @@ def makers_of(args):
 
 def given_of(args):
     """Finished networks from elsewhere, by the name of the stage that they stand for; and the name that --on has then."""
-    given = {"S0": from_pretrained(args.start)} if args.start else {}
+    named = {"S0": args.start, "S0+": args.start_larger}
+    given = {stage: from_pretrained(name) for stage, name in named.items() if name}
     if "X+S" not in args.variant or args.on in ("S1D1", "SD", "D0"):
         return given, args.on
     try:

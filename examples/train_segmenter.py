@@ -48,7 +48,7 @@ def build(args, weights):
     if args.model == "hrnet":
         # the released initialisation, N(0, 0.001), is made for ImageNet's weights to be loaded over it
         form = {"width": 16, "modules": (1, 2, 2)} | ({} if args.width is None else {"width": args.width, "modules": (1, 3, 2)})
-        return HRNetSegmenter(k, weights, init="kaiming", class_names=names, **form)
+        return HRNetSegmenter(k, weights, init="kaiming", class_names=names, **{**form, **args.form})
     # 1.8 M parameters: ResNet-10 down to stride 16, and a U-Net's way back
     return SMPSegmenter(
         k, "Unet", "tu-resnet10t", 4, options={"decoder_channels": [96, 48, 32, 16]}, class_names=names
@@ -174,6 +174,7 @@ def parse(argv):
     p.add_argument("--backbone", default="squeezenet1_0", help="of fpn and deeplab")
     p.add_argument("--backbone-weights", help="file, or 'imagenet' to download; default: random")
     p.add_argument("--width", type=int, help="default: fpn 96, deeplab 128, hrnet 16 (18 gives the paper's form)")
+    p.add_argument("--form", type=json.loads, default={}, help='of hrnet: JSON of its arguments, e.g. {"bottlenecks": 3}')
     held = p.add_mutually_exclusive_group()
     held.add_argument("--hold-out", default="0006R0", help="part of the stems to leave out and score on")
     held.add_argument("--no-hold-out", dest="hold_out", action="store_const", const=None)
@@ -230,9 +231,10 @@ def main(argv=None):
     plan = {
         k: v
         for k, v in vars(args).items()
-        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed", "classes", "void")
+        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed", "classes", "void", "form")
         and not (k == "backbone" and args.model in ("hrnet", "unet"))
         and not (k in ("classes", "void") and tuple(args.classes) == CLASSES)
+        and not (k == "form" and not v)
     }
     if args.resume:
         if not checkpoint.is_file():

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from segaware import denoise, from_pretrained
+from segaware.entries import write_entry
 from segaware.errors import InputError, TrainingError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_sdabn.py"
@@ -103,6 +104,22 @@ def test_the_larger_segmenter_has_the_stated_size(example, data, tmp_path):
     with torch.device("meta"):
         network = example.makers_of(args)["segmenter+"]()
     assert sum(p.numel() for p in network.parameters()) == 7_997_371
+
+
+def test_the_larger_segmenter_starts_from_what_is_given(example, data, tmp_path):
+    form = [*("--segmenter", SEGMENTER), *("--larger", '{"width": 3}')]
+    args = example.parse(options(data, tmp_path, *form))
+    torch.manual_seed(1)
+    before = example.makers_of(args)["segmenter+"]()
+    write_entry(tmp_path / "before", before)
+    freeze = {"segmenter": {"steps": 1, "learning_rate": 1e-9, "crop": [16, 16]}}
+    (tmp_path / "freeze.json").write_text(json.dumps(freeze))
+    more = [*form, "--variant", "S1+", "--start-larger", str(tmp_path / "before"), "--recipe", str(tmp_path / "freeze.json")]
+    example.main(options(data, tmp_path / "run", *more))
+    assert not (tmp_path / "run" / "S0+").exists()  # not trained once more
+    after = from_pretrained(tmp_path / "run" / "S1+" / "model")
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_options_become_recipes(example, data, tmp_path):

@@ -94,6 +94,12 @@ def test_the_small_unet_is_small(example, data, tmp_path):
     assert sum(p.numel() for p in net.parameters()) < 2_000_000
 
 
+def test_the_form_of_hrnet(example, data, tmp_path):
+    asked = ["--data", str(data), "--out", str(tmp_path), "--model", "hrnet", "--width", "26", "--form", '{"bottlenecks": 3}']
+    net = example.build(example.parse(asked), None)
+    assert net.config["width"] == 26 and net.config["bottlenecks"] == 3 and tuple(net.config["modules"]) == (1, 3, 2)
+
+
 def test_resumed_equals_never_stopped(example, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     example.main(options(data, whole, "--no-hold-out"))
