@@ -143,7 +143,9 @@ def screen(found: Found) -> list[str]:
     if not chosen:
         return []
     rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB", "gradient, share of fidelity's by quarter"]]
-    order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n]["miou"])))
+    order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n].get("gain", chosen[n]["miou"]))))
+    seeds = len({r["seed"] for r in runs})
+    seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
     for name in order:
         pick = chosen[name]
         run = next(r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"])
@@ -151,9 +153,9 @@ def screen(found: Found) -> list[str]:
         rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", text(pick["factor"], 2),
                      text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True), shares])  # fmt: skip
     return [
-        "## The screen: held-out data, one seed", "",
+        f"## The screen: held-out data, {seeds}", "",
         f"Mean over the held-out judges and levels, on frames that nobody trained on. Of the weights tried, the one with most mIoU at no more than"
-        f" {found.record['budget']:.2f} dB below the control; those that cost more come last. One seed, no intervals: this chooses, it proves nothing.", "",
+        f" {found.record['budget']:.2f} dB below the control; those that cost more come last. {seeds.capitalize()}, no intervals: this chooses, it proves nothing.", "",
         *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "",
     ]  # fmt: skip
 
@@ -166,9 +168,11 @@ def final(found: Found) -> list[str]:
         "## The final: reported data", "",
         f"{source['images']} frames of {source['source']['name']}{' (' + source['source']['note'] + ')' if source['source'].get('note') else ''};"
         f" brackets are 95 % bootstrap intervals over {'blocks of ' + str(source['block']) + ' neighbouring frames' if source['block'] > 1 else 'images'},"
-        " paired with the control, all seeds together. They say nothing of other streets. `+keep`: the share of the noise that was best on held-out"
+        " paired with the control over the seeds that both have. They say nothing of other streets. Weights and shares were chosen by the"
+        " same held-out judges that report here, on other frames: to these judges the figures are kinder than to strangers. `+keep`: the share of the noise that was best on held-out"
         " data is given back, level by level. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
         " over that under the training segmenter, where the latter is one.", "",
+        *fewer_seeds(found),
     ]  # fmt: skip
     for noise in found.noises(source):
         judges = [j for j in source["judges"] if j != "home"]
@@ -184,6 +188,14 @@ def final(found: Found) -> list[str]:
                          bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
         out += [f"### {noise}", "", *grid(rows)]
     return [*out, *beyond(found)]
+
+
+def fewer_seeds(found: Found) -> list[str]:
+    """Who has lost a seed, or whose control has."""
+    total = len({r["seed"] for r in found.record["final"]["runs"]})
+    counts = {name: len(gap["seed_gains"]) for noise in found.noises(found.frames)[:1] for name in found.names(found.frames) if (gap := found.gap(noise, name))}
+    lines = [f"`{name}` {count}" for name, count in counts.items() if count < total]
+    return [f"Compared over fewer than the {total} seeds (stopped, or not there yet): {', '.join(lines)}.", ""] if lines else []
 
 
 def beyond(found: Found) -> list[str]:
@@ -238,11 +250,15 @@ def give_back(found: Found) -> list[str]:
     rows = [["contestant", "seed", "share given back, by level"]]
     for run in found.record["final"]["runs"] or [r for r in found.record["screen"]["runs"] if "keep" in r]:
         if "keep" in run:
-            rows.append([f"`{run['contestant']}`", str(run["seed"]), ", ".join(f"{noise}: {text(share, 2)}" for noise, share in run["keep"].items())])
+            own = run["contestant"] != "fidelity" and run.get("keep_against") != "fidelity"
+            shares = ", ".join(f"{noise}: {text(share, 2)}" for noise, share in run["keep"].items())
+            rows.append([f"`{run['contestant']}`", str(run["seed"]), shares + (" (from itself)" if own else "")])
     if len(rows) == 1:
         return []
     return [
-        "## Noise given back", "", f"The share of most mIoU on held-out frames at no more than {found.record['budget']:.2f} dB; see [give-back.md](give-back.md).", "",
+        "## Noise given back", "",
+        f"The share of most mIoU on held-out frames at no more than {found.record['budget']:.2f} dB below the control of the same seed, awareness and give-back"
+        " together (\"from itself\": below the contestant, where that control was not there yet); see [give-back.md](give-back.md).", "",
         *grid(rows), "![Noise given back](images/awareness-keep.png)", "",
     ]  # fmt: skip
 
@@ -267,7 +283,7 @@ def instead(found: Found) -> list[str]:
 
 def left_out(found: Found) -> list[str]:
     lines = [f"- `{name}`: {reason}" for name, reason in found.record.get("skipped", {}).items()]
-    lines += [f"- `{r['contestant']}`, factor {text(r['factor'])}, seed {r['seed']}: {r['error']}"
+    lines += [f"- {phase}: `{r['contestant']}`, factor {text(r['factor'])}, seed {r['seed']}: {r['error']}"
               for phase in ("screen", "final") for r in found.record[phase]["runs"] if r["state"] == "stopped"]  # fmt: skip
     return ["## Left out, or stopped", "", *lines, ""] if lines else []
 
@@ -293,6 +309,7 @@ def frontier(found: Found):
         return [sum(v) / len(v) if v else math.nan for v in values.values()]
 
     if control is not None:
+        runs = [r for r in runs if r["seed"] == control["seed"]]
         zero = means(control, "fidelity")
         for name in dict.fromkeys(r["contestant"] for r in runs if "held_out" in r):
             here = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: r["factor"])

@@ -9,10 +9,11 @@
 
 --screen trains every contestant with one seed and three weights, and measures it on held-out data (32 photographs, the
 frames of CamVid's drive 0006R0). --final trains the best, longer and with three seeds, chooses how much noise is given
-back at each level, and measures on the test sets. A weight gives the awareness terms --share of fidelity's gradient at
-the denoised image at the start, times each of --factor. Run the same command in as many processes as there are cores
-(OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated.
-Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
+back at each level, and measures on the test sets. Who and with which weights is chosen when the screen is done, once for
+all processes: OUT/chosen.json (to choose anew, delete it while OUT/final holds no result). A weight gives the awareness
+terms --share of fidelity's gradient at the denoised image at the start, times each of --factor. Run the same command in
+as many processes as there are cores (OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is
+finished is not repeated. Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from pathlib import Path
 
 from arena.entrants import Skip, entrant, every, group, resolve
 from arena.judging import figures, held_out, test
-from arena.runs import Run, claim, finish, train
+from arena.runs import Run, claim, claimed, finish, train
 from arena.setting import Setting, write_json
 from arena.tuning import instead
-from arena.verdict import best_keep, carried, choose, collect, mean_of, plain, runs_of
+from arena.verdict import best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
 
 from segaware.errors import EvaluationError, SegawareError, TrainingError
 
@@ -101,17 +102,28 @@ def main(argv=None):
     phase = "final" if args.final else "screen"
     args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
-        control = next((r for p in ("final", "screen") for r in runs_of(args.out, p) if r["contestant"] == "fidelity"), None)
-        if control is None:
-            raise TrainingError(f"{args.out}: no finished control; run --screen or --final first")
-        instead(setting, args.out / ("final" if (args.out / "final" / control["folder"]).is_dir() else "screen") / control["folder"])
+        instead(setting, control_of(args.out))
     else:
         work(setting, jobs(setting, phase))
     return save(args.out, setting.record())
 
 
+def control_of(out: Path) -> Path:
+    """The folder of a finished control, of the final if there is one."""
+    for phase in ("final", "screen"):
+        for run in runs_of(out, phase):
+            if run["contestant"] == "fidelity":
+                return out / phase / run["folder"]
+    raise TrainingError(f"{out}: no finished control; run --screen or --final first")
+
+
 def jobs(setting, phase: str) -> list[Run]:
-    """All trainings of a phase, the control first, then the middle weight of all contestants, then the others."""
+    """All trainings of a phase, the control first, then the middle weight of all contestants, then the others.
+
+    Raises:
+        TrainingError: a final without screen, or while one is at work.
+        EvaluationError: the final holds a contestant with another weight.
+    """
     args = setting.args
     if phase == "screen":
         names = resolve(args.contestants or ["all"])
@@ -121,19 +133,50 @@ def jobs(setting, phase: str) -> list[Run]:
             Run("screen", name, factor, seed)
             for factor in factors for seed in seeds for name in names if entrant(name).swept or factor == factors[0]
         ]  # fmt: skip
-    chosen = choose(runs_of(args.out, "screen"))
-    if args.contestants:
-        names = resolve(args.contestants)
-    elif chosen:
-        names = carried(chosen, args.carry)
-    else:
-        raise TrainingError(f"{args.out}: no screen to choose from; run --screen first, or name --contestants")
+    choice = chosen(args.out) if args.contestants else freeze(args.out, args.carry)
+    names = resolve(args.contestants) if args.contestants else choice["contestants"]
     seeds, given = args.seeds or [0, 1, 2], (args.factor or [1.0])[0]
 
     def factor(name: str) -> float:
-        return chosen[name]["factor"] if name in chosen else given if entrant(name).swept else 1.0
+        return choice["factors"].get(name, given if entrant(name).swept else 1.0)
 
-    return [Run("final", name, factor(name), seed) for seed in seeds for name in names]
+    runs = [Run("final", name, factor(name), seed) for seed in seeds for name in names]
+    planned = [{"contestant": run.name, "factor": run.factor, "folder": run.folder(args.out).name} for run in runs]
+    one_factor(args.out / "final", runs_of(args.out, "final") + planned)  # now, not after hours
+    return runs
+
+
+def chosen(out: Path, carry: int = 0) -> dict:
+    """The frozen choice, else what the screen says so far: ``{"contestants": names, "factors": {name: factor}}``."""
+    file = out / "chosen.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    best = choose(runs_of(out, "screen"))
+    return {"contestants": carried(best, carry), "factors": {name: found["factor"] for name, found in best.items()}}
+
+
+def freeze(out: Path, carry: int) -> dict:
+    """The choice of the final, made by the first process and read by all others, from a screen that nobody works on."""
+    file = out / "chosen.json"
+    while not file.is_file():
+        with claim(out) as mine:
+            if mine and not file.is_file():
+                folders = sorted(log.parent for log in (out / "screen").glob("*/.claim"))
+                busy = [f.name for f in folders if claimed(f) and not (f / "result.json").is_file()]
+                if busy:
+                    raise TrainingError(f"{out}: the screen is still at work ({', '.join(busy)}); wait for it, or name --contestants")
+                idle = [f.name for f in folders if (f / "recipe.json").is_file() and not (f / "result.json").is_file()]
+                if idle:
+                    print(f"{out / 'screen'}: without a result, left out of the choice: {', '.join(idle)}", flush=True)
+                choice = chosen(out, carry)
+                if not choice["factors"]:
+                    raise TrainingError(f"{out}: no screen to choose from; run --screen first, or name --contestants")
+                write_json(file, choice)
+        time.sleep(0.1)  # if not mine, another process is at it
+    choice = chosen(out)
+    told = ", ".join(f"{name} x{choice['factors'][name]:.3g}" for name in choice["contestants"])
+    print(f"{file}: {told}; to choose anew, delete it while final/ holds no result", flush=True)
+    return choice
 
 
 def work(setting, runs: list[Run]) -> None:
@@ -156,14 +199,17 @@ def work(setting, runs: list[Run]) -> None:
             except Skip as reason:
                 skipped[run.name] = str(reason)
                 print(f"{run.name}: left out, {reason}", flush=True)
-                note_skipped(args.out, skipped)
+                write_json(args.out / "skipped" / f"{run.name}.json", {run.name: str(reason)})
                 continue
             if result["state"] == "trained":
                 start = time.monotonic()
                 shares = tuple(args.keep_share) if run.phase == "final" or run.name == "fidelity" else ()
                 result["held_out"] = plain(figures(held_out(setting, run.name, folder, shares)))
                 if shares:
-                    result["keep"] = best_keep(result["held_out"], run.name)
+                    controls = {r["seed"]: r.get("held_out") for r in runs_of(args.out, run.phase) if r["contestant"] == "fidelity"}
+                    control = controls.get(run.seed)
+                    result["keep"] = best_keep(result["held_out"], run.name, control)
+                    result["keep_against"] = "fidelity" if control else run.name
                 if run.phase == "final":
                     test(setting, run.name, folder, _for_all_levels(result["keep"]))
                 result["judging_minutes"] = round((time.monotonic() - start) / 60, 2)
@@ -202,14 +248,10 @@ def same_comparison(setting) -> None:
         changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
         if changed:
             raise EvaluationError(f"{setting.out}: holds another comparison ({'; '.join(changed)}); give the same, or another --out")
-    else:
-        write_json(file, now)
-
-
-def note_skipped(out: Path, skipped: dict[str, str]) -> None:
-    file = out / "skipped.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    write_json(file, known | skipped)
+        now = then | now  # what an older folder does not say holds from now on
+        if now == then:
+            return
+    write_json(file, now)
 
 
 def save(out: Path, record: dict, quiet: bool = False) -> dict:

@@ -63,6 +63,9 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float]) -> N
     for which, source in setting.test_sets().items():
         out = folder / f"test-{which}"
         if (out / "report.json").is_file():
+            known = json.loads((out / "report.json").read_text(encoding="utf-8"))["images"]
+            if known != [item.name for item in source]:
+                raise EvaluationError(f"{out}: measured on {len(known)} other images, not these {len(source)}; give the same data, or another --out")
             continue
         labelled = source.classes is not None
         entrant: Contestant = Model(name, folder / "model")

@@ -9,12 +9,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from segaware import SegAwareWrapper
 from segaware.errors import SegawareError, TrainingError
+from segaware.inference.locks import lock
 from segaware.losses.sensitivity import sensitivity_map
 from segaware.training import fit
 from segaware.training.data import ImageFiles, Patches
@@ -46,16 +48,29 @@ class Run:
 @contextlib.contextmanager
 def claim(folder: Path):
     """True for the one process that works on ``folder``; the system ends a claim with its process."""
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".claim", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+        yield _take(file)
+
+
+def claimed(folder: Path) -> bool:
+    """Whether a process works on ``folder`` now."""
+    if not (folder / ".claim").is_file():
+        return False
+    with claim(folder) as mine:
+        return not mine
+
+
+def _take(file: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lock(file.fileno(), 0, wait=False)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike lock's, it also holds within one process
+    except OSError:
+        return False
+    return True
 
 
 def gradient_shares(setting: Setting, name: str, batches: int = 8) -> list[dict]:

@@ -1,9 +1,11 @@
 """What all contestants share: data, segmenters, the training's recipe, and where things lie."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,12 +148,32 @@ class Setting:
         )  # fmt: skip
 
     def record(self) -> dict:
-        """What identifies the comparison; another one may not share its folder."""
+        """What identifies the comparison; another one may not share its folder. As JSON gives it back."""
         keys = (
             "start", "segmenter", "judge", "share", "batch_size", "patch_size", "optimizer", "learning_rate", "precision",
-            "held_every", "test_every",
+            "validation_crop", "probes", "choose_sigma", "keep_share", "held_every", "test_every", "test_photographs_limit",
+            "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate",
         )  # fmt: skip
-        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys}
+        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys} | self.once("files", self._files)
+
+    def _files(self) -> dict:
+        """The files of the comparison by their names: where they lie is nobody's business."""
+        args = self.args
+        weights = None if args.imagenet is None else Path(args.imagenet)
+        if weights is not None and not weights.is_file():
+            raise InputError(f"--imagenet {weights}: no such file; give SqueezeNet 1.0 weights (safetensors)")
+        frames = {split: open_source(args.camvid, "camvid", split=split) for split in ("train", "val")}
+        return {
+            "photographs": _names(f.relative_to(args.photographs).as_posix() for f in image_files(args.photographs)),
+            "camvid": _names(f"{split}/{item.name}" for split, source in frames.items() for item in source),
+            "test_photographs": _names(item.name for item in open_source(args.test_photographs, "folder")),
+            "imagenet": None if weights is None else f"{weights.name}, {weights.stat().st_size} bytes",
+        }
+
+
+def _names(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return f"{len(found)} files, names {hashlib.sha256(chr(10).join(found).encode()).hexdigest()[:12]}"
 
 
 def write_json(path: Path, value) -> None:

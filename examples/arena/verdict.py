@@ -11,6 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from segaware.errors import EvaluationError
 from segaware.evaluation.report import read_report
 from segaware.evaluation.results import Measure, Results, number
 from segaware.evaluation.significance import compare, holm, interval, replicates, resample, statistic, student
@@ -52,22 +53,40 @@ def score(run: dict, control: dict | None) -> dict:
 
 
 def choose(runs: list[dict], budget: float = BUDGET) -> dict[str, dict]:
-    """The weight of each contestant: most mIoU within the budget of dB; where none is, the least cost."""
-    control = next((r for r in runs if r["contestant"] == "fidelity" and "held_out" in r), None)
-    chosen: dict[str, dict] = {}
+    """The weight of each contestant: most mIoU within the budget of dB; where none is, the least cost.
+
+    Each seed is scored against the control of that seed (those without one count only where there is none at all);
+    a weight has the mean over its seeds.
+    """
+    controls = {r["seed"]: r for r in runs if r["contestant"] == "fidelity" and "held_out" in r}
+    scores: dict[tuple[str, float], list[dict]] = {}
     for run in runs:
-        if "held_out" not in run:
-            continue
-        found = {"factor": run["factor"], **score(run, control)}
-        rank = _rank(found, budget)
-        if run["contestant"] not in chosen or rank > _rank(chosen[run["contestant"]], budget):
-            chosen[run["contestant"]] = found
+        if "held_out" in run and (run["seed"] in controls or not controls):
+            scores.setdefault((run["contestant"], run["factor"]), []).append(score(run, controls.get(run["seed"])))
+    chosen: dict[str, dict] = {}
+    for (name, factor), seeds in scores.items():
+        found = {"factor": factor, **{key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}}
+        if name not in chosen or _rank(found, budget) > _rank(chosen[name], budget):
+            chosen[name] = found
     return chosen
 
 
 def _rank(found: dict, budget: float) -> tuple:
     within = found.get("cost", 0.0) <= budget
-    return (within, found["miou"] if within else -found["cost"])
+    return (within, found.get("gain", found["miou"]) if within else -found["cost"])
+
+
+def one_factor(folder: Path, runs: list[dict]) -> None:
+    """Seeds of a contestant are pooled: two weights of one are refused."""
+    found: dict[str, dict[str, str]] = {}
+    for run in runs:
+        found.setdefault(run["contestant"], {})[f"{run['factor']:.3g}"] = run["folder"]
+    for name, folders in found.items():
+        if len(folders) > 1:
+            raise EvaluationError(
+                f"{folder}: {name} with two weights, {' and '.join(folders.values())}; its seeds would be mixed:"
+                " move those of one weight away, or take another --out"
+            )
 
 
 def carried(chosen: dict[str, dict], count: int, budget: float = BUDGET) -> list[str]:
@@ -79,15 +98,20 @@ def carried(chosen: dict[str, dict], count: int, budget: float = BUDGET) -> list
     return [n for n in ("fidelity", "perceptual-imagenet") if n in chosen] + free + taught
 
 
-def best_keep(figures: list[dict], name: str, budget: float = BUDGET) -> dict[str, float]:
-    """{noise: share} of most mIoU over the held-out judges, within the budget of dB; 0 where none is better."""
+def best_keep(figures: list[dict], name: str, control: list[dict] | None = None, budget: float = BUDGET) -> dict[str, float]:
+    """{noise: share} of most mIoU over the held-out judges, within the budget of dB; 0 where none is better.
+
+    The budget is one, for awareness and give-back together: it is measured from the figures of the control, where there
+    are any. A contestant that is itself beyond it gives nothing back.
+    """
+    base, against = (control, "fidelity") if control else (figures, name)
     found = {}
     for noise in sorted({f["noise"] for f in figures} - {"clean"}):
         here = [f for f in figures if f["noise"] == noise]
-        base = mean_of(here, name, "psnr")
+        top = mean_of([f for f in base if f["noise"] == noise], against, "psnr")
         options = {0.0: mean_of(here, name, "miou:")}
         for other in {f["contestant"] for f in here if f["contestant"].startswith(f"{name}+")}:
-            if base - mean_of(here, other, "psnr") <= budget:
+            if top - mean_of(here, other, "psnr") <= budget:
                 options[float(other.rpartition("+")[2])] = mean_of(here, other, "miou:")
         found[noise] = max(sorted(options), key=lambda share: options[share])
     return found
@@ -125,12 +149,6 @@ class Panel:
                 found[folder.name.rpartition("-s")[2]] = data
         return found
 
-    def data(self, name: str, measure: Measure, noise: str) -> np.ndarray | None:
-        seeds = list(self.seeds(name, measure, noise).values())
-        if not seeds:
-            return None
-        return np.mean(seeds, 0) if measure.kind == "mean" else np.sum(seeds, 0)
-
     def clean(self, judge: str) -> np.ndarray | None:
         """Confusion of the judge on the clean images themselves."""
         results: Results = next(iter(self.reports.values()))[0]
@@ -141,33 +159,50 @@ class Panel:
         return None if np.isnan(data).all() else data
 
 
+def _pool(seeds: dict[str, np.ndarray], which: Iterable[str], kind: str) -> np.ndarray:
+    data = [seeds[seed] for seed in which]
+    return np.mean(data, 0) if kind == "mean" else np.sum(data, 0)
+
+
+def _common(panel: Panel, name: str, other: str, measure: Measure, noise: str) -> tuple[str, ...]:
+    """The seeds that both have: what only one of them has is no pair."""
+    return tuple(sorted(panel.seeds(name, measure, noise).keys() & panel.seeds(other, measure, noise).keys()))
+
+
 def _figure(data: np.ndarray, kind: str) -> float:
     return float(statistic(data.mean(0) if kind == "mean" else data.sum(0), kind))
 
 
 def table(panel: Panel, level: float = 0.95) -> list[dict]:
-    """Every figure with its interval, each seed's, and the paired difference from the control, alone and with give-back."""
+    """Every figure with its interval, each seed's, and the difference from the control, alone and with give-back.
+
+    Figures are of all seeds, differences of those that both have (``paired_seeds`` of them).
+    """
     rows = []
     units = -(-len(panel.images) // panel.block)
     for measure in panel.measures:
         for noise in panel.noises:
             family = []
             for name in panel.names:
-                data = panel.data(name, measure, noise)
-                if data is None:
+                seeds = panel.seeds(name, measure, noise)
+                if not seeds:
                     continue
+                data = _pool(seeds, seeds, measure.kind)
                 values = replicates(data, panel.weights, measure.kind)
                 value = _figure(data, measure.kind)
                 low, high = interval(value, values, level=level, units=units) if np.isfinite(data).all() else (math.nan, math.nan)
                 row = {"measure": measure.key, "noise": noise, "contestant": name, "value": value, "low": low, "high": high,
                        "better": measure.better, "percent": measure.percent, "digits": measure.digits, "title": measure.title,
-                       "seeds": [_figure(seed, measure.kind) for seed in panel.seeds(name, measure, noise).values()], "against": {}}  # fmt: skip
+                       "seeds": [_figure(seed, measure.kind) for seed in seeds.values()], "against": {}}  # fmt: skip
                 for other in ("fidelity", "fidelity+keep"):
-                    base = panel.data(other, measure, noise) if other in panel.names and other != name else None
-                    if base is None:
+                    bases = panel.seeds(other, measure, noise) if other in panel.names and other != name else {}
+                    both = [seed for seed in seeds if seed in bases]
+                    if not both:
                         continue
-                    gap = compare(data, base, panel.weights, kind=measure.kind, level=level, block=panel.block)
-                    row["against"][other] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n}
+                    pair = (_pool(side, both, measure.kind) for side in (seeds, bases))
+                    gap = compare(*pair, panel.weights, kind=measure.kind, level=level, block=panel.block)
+                    row["against"][other] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n,
+                                             "paired_seeds": len(both)}  # fmt: skip
                     family.append(row["against"][other])
                 rows.append(row)
             for one, p in zip(family, holm([f["p"] for f in family]), strict=True):
@@ -176,55 +211,61 @@ def table(panel: Panel, level: float = 0.95) -> list[dict]:
 
 
 def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
-    """How much of the control's gap to clean input is closed, by judge and across the held-out ones; and gain retention."""
-    judges = [m.judge for m in panel.measures if m.key.startswith("miou:")]
-    held = [judge for judge in judges if judge != "home"]
+    """How much of the control's gap to clean input is closed, by judge and across the held-out ones; and gain retention.
+
+    Everything is of the seeds that both sides have, ``paired_seeds`` of them.
+    """
+    measures = {m.judge: m for m in panel.measures if m.key.startswith("miou:")}
     units = -(-len(panel.images) // panel.block)
-    rows = []
+    rows: list[dict] = []
     if "fidelity" not in panel.names:
         return rows
+    sampled: dict[tuple, tuple] = {}
+
+    def figure(name, judge, noise, seeds):
+        """(figure, its bootstrap values) over these seeds."""
+        key, measure = (name, judge, noise, seeds), measures[judge]
+        if key not in sampled:
+            data = panel.clean(judge) if name == "clean" else _pool(panel.seeds(name, measure, noise), seeds, measure.kind)
+            sampled[key] = (_figure(data, measure.kind), replicates(data, panel.weights, measure.kind))
+        return sampled[key]
+
     for noise in panel.noises:
         if noise == "clean":
             continue
-        gaps_of, gains_of = {}, {}
-        for judge in judges:
-            measure = next(m for m in panel.measures if m.key == f"miou:{judge}")
-            clean, control = panel.clean(judge), panel.data("fidelity", measure, noise)
-            if clean is None or control is None:
-                continue
-
-            def both(data, kind=measure.kind):
-                return _figure(data, kind), replicates(data, panel.weights, kind)
-
-            (c, cs), (z, zs) = both(control), both(clean)
-            gaps_of[judge] = (z - c, zs - cs)
-            for name in panel.names:
-                data = panel.data(name, measure, noise)
-                if data is not None and name != "fidelity":
-                    v, vs = both(data)
-                    gains_of[name, judge] = (v - c, vs - cs)
         for name in panel.names:
-            mine = [j for j in held if (name, j) in gains_of]
+            if name == "fidelity":
+                continue
+            gains_of, gaps_of, overs_of = {}, {}, {}
+            for judge, measure in measures.items():
+                seeds = _common(panel, name, "fidelity", measure, noise)
+                if panel.clean(judge) is None or not seeds:
+                    continue
+                own, control = (figure(n, judge, noise, seeds) for n in (name, "fidelity"))
+                gains_of[judge] = _minus(own, control)
+                gaps_of[judge] = _minus(figure("clean", judge, "clean", ()), control)
+                seeds = _common(panel, name, "fidelity+keep", measure, noise) if "fidelity+keep" in panel.names else ()
+                if seeds and name != "fidelity+keep":
+                    own, back = (figure(n, judge, noise, seeds) for n in (name, "fidelity+keep"))
+                    overs_of[judge] = _minus(own, back)
+            mine = [j for j in gains_of if j != "home"]
             if not mine:
                 continue
-            across = tuple(np.mean([gains_of[name, j][k] for j in mine], 0) for k in (0, 1))
-            gap = tuple(np.mean([gaps_of[j][k] for j in mine], 0) for k in (0, 1))
+            across, gap = (tuple(np.mean([of[j][k] for j in mine], 0) for k in (0, 1)) for of in (gains_of, gaps_of))
             row = {"noise": noise, "contestant": name, "judges": mine, **_with("gain", across, units, level), **_with("gap", gap, units, level)}
             row |= {"p": _p(across, units, level), "seed_gains": _of_seeds(panel, name, noise, mine)}
-            back = [gains_of.get(("fidelity+keep", j)) for j in mine]
-            if name != "fidelity+keep" and all(b is not None for b in back):
-                over = tuple(across[k] - np.mean([b[k] for b in back], 0) for k in (0, 1))
+            row["paired_seeds"] = len(row["seed_gains"])
+            if all(j in overs_of for j in mine):
+                over = tuple(np.mean([overs_of[j][k] for j in mine], 0) for k in (0, 1))
                 row |= _with("over_keep", over, units, level) | {"over_keep_p": _p(over, units, level)}
             if row["gap_low"] > 0:
                 row |= _with("closed", _ratio(across, gap), units, level)
-            home = gains_of.get((name, "home"))
+            home = gains_of.get("home")
             if home is not None:
                 row |= _with("home_gain", home, units, level)
                 if row["home_gain_low"] > 0:  # a ratio to what may be nothing says nothing
                     row |= _with("retention", _ratio(across, home), units, level)
-            row["by_judge"] = {
-                j: {**_with("gain", gains_of[name, j], units, level), "gap": number(gaps_of[j][0])} for j in judges if (name, j) in gains_of
-            }
+            row["by_judge"] = {j: {**_with("gain", gain, units, level), "gap": number(gaps_of[j][0])} for j, gain in gains_of.items()}
             rows.append(row)
         here = [row for row in rows if row["noise"] == noise]
         for key in ("p", "over_keep_p"):
@@ -254,6 +295,10 @@ def _p(pair, units: int, level: float) -> float:
     return min(1.0, 2 * (float(min((values <= 0).sum(), (values >= 0).sum())) + 1) / (len(values) + 1))
 
 
+def _minus(first, second):
+    return first[0] - second[0], first[1] - second[1]
+
+
 def _ratio(top, bottom):
     with np.errstate(divide="ignore", invalid="ignore"):
         return top[0] / bottom[0], np.where(bottom[1] > 0, top[1] / bottom[1], np.nan)
@@ -274,14 +319,19 @@ def plain(value):
 
 
 def collect(out: Path, record: dict) -> dict:
-    """All there is, JSON-able."""
+    """All there is, JSON-able.
+
+    Raises:
+        EvaluationError: a contestant of the final with two weights.
+    """
     result: dict = {"schema": 1, "setting": record, "budget": BUDGET}
     result["contestants"] = {n: {"group": f.group, "what": f.what, "labels": f.labels} for n, f in ENTRANTS.items()}
     for phase in ("screen", "final"):
         runs = runs_of(out, phase)
         result[phase] = {"runs": runs, "chosen": choose(runs)}
-    skipped = out / "skipped.json"
-    result["skipped"] = json.loads(skipped.read_text(encoding="utf-8")) if skipped.is_file() else {}
+    one_factor(out / "final", result["final"]["runs"])
+    files = [*out.glob("skipped.json"), *sorted((out / "skipped").glob("*.json"))]  # older folders have one for all
+    result["skipped"] = {name: reason for file in files for name, reason in json.loads(file.read_text(encoding="utf-8")).items()}
     result["reported"], result["gaps"] = {}, []
     for which in ("frames", "photographs"):
         folders: dict[str, list[Path]] = {}
@@ -304,4 +354,4 @@ def collect(out: Path, record: dict) -> dict:
     return plain(result)
 
 
-__all__ = ["BUDGET", "TWIN", "Panel", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "plain", "runs_of", "score", "table"]
+__all__ = ["BUDGET", "TWIN", "Panel", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "one_factor", "plain", "runs_of", "score", "table"]

@@ -1,8 +1,8 @@
 """examples/compare_awareness.py: its pieces fast, the whole of it slow (-m slow)."""
 
-import fcntl
 import json
 import sys
+import types
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,13 +28,17 @@ def arena(monkeypatch):
 
 @pytest.fixture
 def setting(arena, tmp_path):
-    """A setting without files: two generated pictures, a tiny segmenter."""
+    """A setting with names of files alone: two generated pictures, a tiny segmenter."""
     from arena.setting import Setting
 
+    frames = [f"c/{split}{kind}/{clip}_0.png" for split, clip in (("train", "0001TP"), ("val", "0016E5")) for kind in ("", "annot")]
+    for name in ("p/1.png", "t/1.png", "t/2.png", *frames):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     write_entry(tmp_path / "start", DnCNN(depth=3, width=4))
     write_entry(tmp_path / "home", FPNSegmenter(11, "squeezenet1_0", None, 8, head="trained", class_names=CAMVID_CLASSES))
-    args = arena.parse(["--screen", "--out", str(tmp_path), "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j",
-                        "--start", str(tmp_path / "start"), "--segmenter", str(tmp_path / "home"), "--steps", "3",
+    args = arena.parse(["--screen", "--out", str(tmp_path), "--judge", "j", "--photographs", str(tmp_path / "p"),
+                        "--camvid", str(tmp_path / "c"), "--test-photographs", str(tmp_path / "t"), "--start", str(tmp_path / "start"), "--segmenter", str(tmp_path / "home"), "--steps", "3",
                         "--batch-size", "2", "--patch-size", "48", "--precision", "float32", "--probes", "1"])  # fmt: skip
     made = Setting(args)
     labels = torch.full((50, 60), 255, dtype=torch.uint8)
@@ -125,16 +129,35 @@ def test_contestants_without_their_networks_are_left_out(setting):
 
 
 def test_a_claimed_run_is_left_to_its_owner(arena, tmp_path):
-    from arena.runs import claim
+    from arena.runs import claim, claimed
 
+    fcntl = pytest.importorskip("fcntl")
+    assert not claimed(tmp_path / "run")
     with claim(tmp_path / "run") as mine:
-        assert mine
+        assert mine and claimed(tmp_path / "run")
         with open(tmp_path / "run/.claim", "ab") as other, pytest.raises(OSError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with claim(tmp_path / "run") as second:
             assert not second
+    assert not claimed(tmp_path / "run")
     with claim(tmp_path / "run") as again:
         assert again
+
+
+def test_a_claim_where_there_is_no_fcntl(arena, tmp_path, monkeypatch):
+    from arena.runs import claim
+
+    free = True
+
+    def locking(descriptor, mode, count):
+        if not free:
+            raise PermissionError(13, "taken")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(LK_NBLCK=2, LK_LOCK=1, locking=locking))
+    for free in (True, False):
+        with claim(tmp_path / "run") as mine:
+            assert mine is free
 
 
 def test_a_folder_holds_one_comparison(arena, setting):
@@ -144,10 +167,113 @@ def test_a_folder_holds_one_comparison(arena, setting):
         arena.same_comparison(setting)
 
 
-def run_of(name, factor, psnr, miou, **more):
+def test_what_else_makes_the_comparison(arena, setting, tmp_path):
+    from arena.setting import Setting
+
+    (tmp_path / "net.safetensors").touch()
+    setting.args.imagenet = tmp_path / "net.safetensors"
+    (tmp_path / "setting.json").write_text('{"share": 0.1}')  # of an older folder: goes on, and is whole from now on
+    arena.same_comparison(setting)
+    kept = json.loads((tmp_path / "setting.json").read_text())
+    assert kept == setting.record() and kept["test_photographs"].startswith("2 files") and kept["imagenet"] == "net.safetensors, 0 bytes"
+    assert str(tmp_path) not in str({key: kept[key] for key in ("photographs", "camvid", "test_photographs", "imagenet")})
+    for key, value in (("test_photographs_limit", 1), ("keep_share", [0.3]), ("imagenet", None)):
+        before = getattr(setting.args, key)
+        setattr(setting.args, key, value)
+        with pytest.raises(EvaluationError, match=f"another comparison .{key} .* -> "):
+            arena.same_comparison(Setting(setting.args))
+        setattr(setting.args, key, before)
+    (tmp_path / "t" / "2.png").rename(tmp_path / "t" / "3.png")
+    with pytest.raises(EvaluationError, match="test_photographs 2 files"):
+        arena.same_comparison(Setting(setting.args))
+    setting.args.imagenet = tmp_path / "none"
+    with pytest.raises(InputError, match="--imagenet .* no such file"):
+        Setting(setting.args).record()
+
+
+def test_a_report_of_other_images_is_not_kept(setting, tmp_path):
+    from arena.judging import test
+    from arena.setting import Setting
+
+    for which, names in (("frames", ["0016E5_0"]), ("photographs", ["1", "2"])):
+        (tmp_path / f"test-{which}").mkdir()
+        (tmp_path / f"test-{which}" / "report.json").write_text(json.dumps({"images": names}))
+    test(setting, "kl", tmp_path, {})
+    setting.args.test_photographs_limit = 1
+    with pytest.raises(EvaluationError, match="2 other images, not these 1"):
+        test(Setting(setting.args), "kl", tmp_path, {})
+
+
+def keep_result(out, phase, run):
+    folder = out / phase / f"{run['contestant']}-x{run['factor']:.3g}-s{run['seed']}"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_the_choice_of_the_final_is_made_once_and_when_the_screen_is_done(arena, tmp_path, capsys):
+    from arena.runs import claim
+
+    def final(*contestants):
+        args = Namespace(out=tmp_path, contestants=list(contestants), seeds=[0, 1], carry=1, factor=None)
+        return [(run.name, run.factor, run.seed) for run in arena.jobs(Namespace(args=args), "final")]
+
+    keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.40))
+    keep_result(tmp_path, "screen", run_of("kl", 1.0, 26.95, 0.42))
+    with claim(tmp_path / "screen" / "kl-x3-s0"), pytest.raises(TrainingError, match=r"still at work \(kl-x3-s0\)"):
+        final()
+    assert not (tmp_path / "chosen.json").exists()
+    (tmp_path / "screen/kl-x3-s0/recipe.json").touch()  # was ended
+    wanted = [(name, 1.0, seed) for seed in (0, 1) for name in ("fidelity", "kl")]
+    assert final() == wanted
+    told = capsys.readouterr().out
+    assert "left out of the choice: kl-x3-s0" in told and "kl x1; to choose anew, delete it" in told
+    (tmp_path / "screen/kl-x3-s0/result.json").write_text(json.dumps(run_of("kl", 3.0, 26.95, 0.6)))
+    keep_result(tmp_path, "screen", run_of("jacobian", 3.0, 27.0, 0.9))
+    assert final() == wanted and ("kl", 1.0, 0) in final("kl")
+    (tmp_path / "chosen.json").unlink()
+    assert ("kl", 3.0, 0) in final("kl") and [name for name, *_ in final()][:2] == ["fidelity", "jacobian"]
+
+
+def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
+    from arena.verdict import collect
+
+    keep_result(tmp_path, "final", run_of("kl", 1.0, 27.0, 0.4))
+    assert collect(tmp_path, {})["final"]["runs"]
+    args = Namespace(out=tmp_path, contestants=["kl"], seeds=[1], carry=1, factor=[3.0])
+    with pytest.raises(EvaluationError, match="kl with two weights, kl-x1-s0 and kl-x3-s1"):
+        arena.jobs(Namespace(args=args), "final")
+    keep_result(tmp_path, "final", run_of("kl", 3.0, 27.0, 0.4, seed=1))
+    with pytest.raises(EvaluationError, match="kl with two weights, kl-x1-s0 and kl-x3-s1"):
+        collect(tmp_path, {})
+
+
+def test_the_control_is_taken_from_where_it_was_found(arena, tmp_path):
+    with pytest.raises(TrainingError, match="no finished control"):
+        arena.control_of(tmp_path)
+    found = keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.4))
+    (tmp_path / "final" / found.name).mkdir(parents=True)  # begun
+    assert arena.control_of(tmp_path) == found
+    other = keep_result(tmp_path, "final", run_of("fidelity", 1.0, 27.0, 0.4, seed=2))
+    assert arena.control_of(tmp_path) == other
+
+
+def test_who_is_left_out_is_known_to_all_processes(arena, setting, tmp_path):
+    from arena.runs import Run
+    from arena.verdict import collect
+
+    (tmp_path / "skipped.json").write_text('{"liu-joint": "old"}')
+    for name in ("dms", "usaid"):
+        arena.work(setting, [Run("screen", name, 1.0, 0)])
+    assert sorted(file.name for file in (tmp_path / "skipped").iterdir()) == ["dms.json", "usaid.json"]
+    reasons = collect(tmp_path, {})["skipped"]
+    assert set(reasons) == {"liu-joint", "dms", "usaid"} and "second --segmenter" in reasons["dms"]
+
+
+def run_of(name, factor, psnr, miou, seed=0, **more):
     figures = [{"measure": "psnr", "noise": "sigma 50", "contestant": name, "value": psnr}]
     figures += [{"measure": f"miou:{judge}", "noise": "sigma 50", "contestant": name, "value": v} for judge, v in (("home", 0.99), ("a", miou), ("b", miou))]
-    return {"contestant": name, "factor": factor, "seed": 0, "state": "trained", "held_out": figures, **more}
+    return {"contestant": name, "factor": factor, "seed": seed, "state": "trained", "held_out": figures, **more}
 
 
 def test_the_weight_is_chosen_within_the_budget(arena):
@@ -162,6 +288,18 @@ def test_the_weight_is_chosen_within_the_budget(arena):
     assert carried(chosen, 1) == ["fidelity", "kl", "ssaid"]
 
 
+def test_a_weight_is_chosen_over_its_seeds(arena):
+    from arena.verdict import choose
+
+    runs = [run_of("fidelity", 1, 27.0, 0.40), run_of("fidelity", 1, 28.0, 0.50, seed=1),
+            run_of("kl", 1, 26.95, 0.43), run_of("kl", 1, 27.97, 0.53, seed=1),
+            run_of("kl", 3, 26.98, 0.46), run_of("kl", 3, 27.98, 0.46, seed=1), run_of("kl", 3, 30.0, 0.99, seed=7)]  # fmt: skip
+    chosen = choose(runs)["kl"]
+    assert chosen["factor"] == 1 and chosen["gain"] == pytest.approx(0.03) and chosen["cost"] == pytest.approx(0.04)
+    assert choose(runs[:1] + runs[2:])["kl"]["factor"] == 3  # one seed alone has a control
+    assert choose(runs[6:])["kl"]["miou"] == pytest.approx(0.99)  # no control at all
+
+
 def test_give_back_is_chosen_by_level(arena):
     from arena.verdict import best_keep
 
@@ -170,12 +308,29 @@ def test_give_back_is_chosen_by_level(arena):
         name = "x" if share == 0 else f"x+{share:g}"
         figures += run_of(name, 1, psnr, miou)["held_out"]
     assert best_keep(figures, "x") == {"sigma 50": 0.02}
+    for psnr, share in ((27.5, 0.0), (27.06, 0.02), (26.55, 0.1)):  # beyond the budget itself; one budget for both; better than it
+        assert best_keep(figures, "x", run_of("fidelity", 1, psnr, 0.4)["held_out"]) == {"sigma 50": share}
     assert arena._for_all_levels({"sigma 25": 0.0, "sigma 50": 0.02}) == {"sigma 15": 0.0, "sigma 25": 0.0, "sigma 35": 0.0, "sigma 50": 0.02}
 
 
-def test_gap_and_retention_from_counts(arena):
+@pytest.mark.parametrize("seed, against", [(0, "fidelity"), (1, "kl")])
+def test_give_back_is_measured_from_the_control_of_the_seed(arena, setting, tmp_path, monkeypatch, seed, against):
+    from arena.runs import Run
+
+    keep_result(tmp_path, "final", run_of("fidelity", 3.0, 27.05, 0.4))
+    own = run_of("kl", 1.0, 27.0, 0.4)["held_out"] + run_of("kl+0.04", 1.0, 26.92, 0.5)["held_out"]
+    monkeypatch.setattr(arena, "train", lambda *_: {"steps": 3, "state": "trained", "shares": {}, "minutes": 0.0})
+    monkeypatch.setattr(arena, "held_out", lambda *_: None)
+    monkeypatch.setattr(arena, "figures", lambda _: own)
+    monkeypatch.setattr(arena, "test", lambda *_: None)
+    arena.work(setting, [Run("final", "kl", 1.0, seed)])
+    found = Run("final", "kl", 1.0, seed).result(tmp_path)
+    assert found["keep_against"] == against and found["keep"] == {"sigma 50": 0.0 if seed == 0 else 0.04}
+
+
+def test_differences_and_gaps_from_counts(arena):
     """Two judges: the control gets 40 of 100 pixels a class right, clean 80, the contestant 60 (and 70 at home)."""
-    from arena.verdict import gaps, plain
+    from arena.verdict import gaps, plain, table
 
     from segaware.evaluation.results import Measure
     from segaware.evaluation.significance import resample
@@ -191,11 +346,9 @@ def test_gap_and_retention_from_counts(arena):
         def clean(self, judge):
             return matrices(80)
 
-        def data(self, name, measure, noise):
-            return matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name])
-
-        def seeds(self, name, measure, noise):  # the second seed of the control is not there yet
-            return {"0": self.data(name, measure, noise)} | ({"1": matrices(90)} if name == "kl" else {})
+        def seeds(self, name, measure, noise):  # each has lost a seed: only 0 is a pair
+            own = matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name])
+            return {"0": own, "1": matrices(90)} if name == "kl" else {"2": matrices(10), "0": own}
 
     def iou(right):
         return right / (200 - right)
@@ -204,7 +357,11 @@ def test_gap_and_retention_from_counts(arena):
     assert rows["kl"]["gain"] == pytest.approx(iou(60) - iou(40)) and rows["kl"]["judges"] == ["a", "b"]
     assert rows["kl"]["closed"] == pytest.approx((iou(60) - iou(40)) / (iou(80) - iou(40)))
     assert rows["kl"]["retention"] == pytest.approx((iou(60) - iou(40)) / (iou(70) - iou(40)))
-    assert rows["kl"]["seed_gains"] == [pytest.approx(iou(60) - iou(40))] and rows["kl"]["p_holm"] < 0.1
+    assert rows["kl"]["seed_gains"] == [pytest.approx(iou(60) - iou(40))] and rows["kl"]["p_holm"] < 0.1 and rows["kl"]["paired_seeds"] == 1
+    row = next(row for row in table(Panel()) if (row["measure"], row["contestant"]) == ("miou:a", "kl"))
+    assert row["value"] == pytest.approx(iou(75)) and row["seeds"] == pytest.approx([iou(60), iou(90)])
+    against = row["against"]["fidelity"]
+    assert against["difference"] == pytest.approx(iou(60) - iou(40)) and against["paired_seeds"] == 1
     json.dumps(plain(gaps(Panel())), allow_nan=False)
 
 

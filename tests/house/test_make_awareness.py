@@ -77,6 +77,28 @@ def test_the_whole(make, tmp_path):
     assert widths and "nan" not in text and "None" not in text
 
 
+def test_lost_seeds_and_whom_the_choice_pleases_are_said(make):
+    found = with_final(record())
+    runs = found["final"]["runs"]
+    assert "fewer than" not in make.page(found)
+    runs += [{**runs[0], "contestant": "kl", "seed": seed} for seed in (0, 1)]
+    runs[1]["keep_against"] = "fidelity"
+    runs.append({"contestant": "kl", "factor": 9.0, "seed": 2, "steps": 20, "state": "stopped", "shares": {}, "error": "awareness dominates"})
+    text = make.page(found)
+    assert "fewer than the 3 seeds (stopped, or not there yet): `fidelity+keep` 2, `kl` 2." in text
+    assert "final: `kl`, factor 9.00, seed 2: awareness dominates" in text and "screen: `kl`, factor 9.00, seed 0" in text
+    assert "chosen by the same held-out judges that report here, on other frames" in text
+    assert "below the control of the same seed" in text
+    assert "| `kl` | 0 | sigma 50: 0.04 |" in text and "| `kl` | 1 | sigma 50: 0.04 (from itself) |" in text
+
+
+def test_a_screen_of_two_seeds(make):
+    found = record()
+    assert "## The screen: held-out data, one seed" in make.page(found)
+    found["screen"]["runs"][2]["seed"] = 1
+    assert "## The screen: held-out data, 2 seeds" in make.page(found)
+
+
 def test_nothing_yet(make):
     found = record()
     found["screen"], found["skipped"] = {"runs": [], "chosen": {}}, {}
