@@ -5,9 +5,10 @@
 
 The list of images is cut into units of ``--unit`` images. A worker takes a unit, denoises it, writes
 its images (under their own names) or one shard (``shard-00012.tar``, readable by webdataset), and last
-its manifest, ``_segaware/00012.jsonl``: for each image file, status, seconds, sigma, and the model's hash.
-Everything appears whole or not at all. A worker that dies is replaced and its unit done again, which
-ends in the same files; the whole command, killed, goes on where it was when it is given again.
+its manifest, ``_segaware/00012.jsonl``: for each image file, status, seconds, sigma (in 8-bit units, as
+``segaware denoise`` tells it), and the model's hash. Everything appears whole or not at all. A worker
+that dies is replaced and its unit done again, which ends in the same files; the whole command, killed,
+goes on where it was when it is given again.
 An image that cannot be read or denoised is in its manifest with the reason; ``--retry`` tries those
 again. Needs: pip install "segaware[ray]", and "segaware[s3]" for s3://. Exit code: 0 done, 1 some
 images failed or the job was stopped, 2 wrong input.
@@ -15,6 +16,7 @@ images failed or the job was stopped, 2 wrong input.
 
 import argparse
 import contextlib
+import fnmatch
 import hashlib
 import io
 import json
@@ -24,8 +26,9 @@ import socket
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +38,7 @@ from segaware.image_io import EXTENSIONS
 
 RUN = "_segaware/run.json"
 CHUNK = 16  # images read ahead while as many are denoised
+T = TypeVar("T")
 
 
 def manifest(unit: int) -> str:
@@ -98,7 +102,7 @@ class DenoiseUnit:
             levels = made.get("sigma", [self.denoise.sigma] * len(chunk))
             rows = []
             for name, data, error, level in zip(chunk, made["bytes"], made["error"], levels, strict=True):
-                sigma = None if level is None or np.isnan(level) else round(float(level), 6)
+                sigma = None if level is None or np.isnan(level) else round(float(level) * 255, 2)
                 row = {"file": name, "status": "failed" if error else "done", "seconds": seconds, "sigma": sigma, "model": self.digest}
                 rows.append({**row, "bytes": data, **({"error": error} if error else {})})
             yield rows
@@ -135,27 +139,61 @@ def begin(source: Storage, target: Storage, settings: dict) -> list[str]:
         source.read(names[0])
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{source.address}/{names[0]}: cannot be read ({error}); check the rights of the bucket and your credentials") from error
-    listing = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    listing = hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()
     run = {"source": source.address, "images": len(names), "listing": listing, **settings}
     if target.has(RUN):
-        before = json.loads(target.read(RUN))
+        before = written(target, RUN, settings_of)
         differs = [key for key in run if before.get(key) != run[key]]
         if differs:
             what = ", ".join("other images" if key == "listing" else f"{key} {before.get(key)} then, {run[key]} now" for key in differs)
             raise InputError(f"{target.address}: holds another run ({what}); give the command as it was, or choose another target")
     else:
+        if (taken := occupied(target, names, settings["form"])) is not None:
+            raise InputError(f"{target.address}: holds {taken} already, of no run of this command; choose an empty or new target, or move it away")
         target.put(RUN, (json.dumps(run, indent=2) + "\n").encode())
     return names
 
 
+def occupied(target: Storage, names: list[str], form: str) -> str | None:
+    """A file in the target that a run would take for one of its own."""
+    if form == "images" and target.local:  # a look is cheap there, and sees through links and letters of another case
+        return next(filter(target.has, names), None)
+    there = target.names((".tar",) if form == "shards" else tuple(EXTENSIONS), must_exist=False)
+    if form == "shards":
+        return next((name for name in there if "/" not in name and fnmatch.fnmatch(name, "shard-*.tar")), None)
+    ours = set(names)
+    return next((name for name in there if name in ours), None)
+
+
+def written(target: Storage, name: str, parse: Callable[[bytes], T]) -> T:
+    """What ``parse`` makes of a file of this run."""
+    try:
+        data = target.read(name)
+    except OSError as error:
+        raise InputError(f"{target.address}/{name}: cannot be read ({error.strerror or error}); check your rights in the target") from error
+    try:
+        return parse(data)
+    except ValueError as error:
+        raise InputError(f"{target.address}/{name}: damaged ({error}); restore it, or choose another target") from error
+
+
+def settings_of(data: bytes) -> dict:
+    run = json.loads(data)
+    if not isinstance(run, dict):
+        raise ValueError("no settings of a run")
+    return run
+
+
 def units(names: list[str], size: int, target: Storage, retry: bool) -> tuple[list[dict], int, int]:
     """What is left to do, and how many images of the rest are done and failed."""
-    written = Storage(f"{target.address}/_segaware", **target.options).names((".jsonl",))
-    finished = [int(name.removesuffix(".jsonl")) for name in written]
+    count = -(-len(names) // size)
+    there = {f"_segaware/{name}" for name in Storage(f"{target.address}/_segaware", **target.options).names((".jsonl",))}
+    finished = [unit for unit in range(count) if manifest(unit) in there]  # other names, "00001 (1).jsonl", are none of ours
     with ThreadPoolExecutor(32) as pool:
-        wrong = dict(zip(finished, pool.map(lambda unit: target.read(manifest(unit)).count(b'"status": "failed"'), finished), strict=True))
+        failures = pool.map(lambda unit: written(target, manifest(unit), lambda data: data.count(b'"status": "failed"')), finished)
+        wrong = dict(zip(finished, failures, strict=True))
     left, done, failed = [], 0, 0
-    for unit in range(-(-len(names) // size)):
+    for unit in range(count):
         part = names[unit * size : (unit + 1) * size]
         if unit not in wrong or (retry and wrong[unit]):
             left.append({"unit": unit, "names": json.dumps(part)})
@@ -178,24 +216,37 @@ def work(left: list[dict], arguments: dict, options: argparse.Namespace) -> tupl
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster at {options.address!r} ({error}); start one, ray start --head, or leave --address out") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
-    workers = min(options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // options.cpus), len(left))
-    done = failed = 0
-    start = time.monotonic()
-    dataset = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
-        DenoiseUnit, fn_constructor_kwargs=arguments, batch_size=1, concurrency=(1, workers), num_cpus=options.cpus, num_gpus=options.gpus or None
-    )
     try:
-        for row in dataset.iter_rows():
-            done, failed = done + int(row["done"]), failed + int(row["failed"])
-            print(f"unit {row['unit']}: {done} images done, {failed} failed, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-    except Exception as error:
-        raise Stopped(reason(error)) from error
+        check_room(ray.nodes(), options.cpus, options.gpus, grows=options.address is not None)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+        workers = min(options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // options.cpus), len(left))
+        done = failed = 0
+        start = time.monotonic()
+        dataset = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
+            DenoiseUnit, fn_constructor_kwargs=arguments, batch_size=1, concurrency=(1, workers), num_cpus=options.cpus, num_gpus=options.gpus or None
+        )
+        try:
+            for row in dataset.iter_rows():
+                done, failed = done + int(row["done"]), failed + int(row["failed"])
+                print(f"unit {row['unit']}: {done} images done, {failed} failed, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        except Exception as error:
+            raise Stopped(reason(error)) from error
     finally:
         if begun:  # now: what Ray still has to tell would come between the lines of the result
             ray.shutdown()
     return done, failed
+
+
+def check_room(nodes: list[dict], cpus: int, gpus: float, grows: bool) -> None:
+    """Refuse workers that fit on no node, or, where an autoscaler may bring one, say so: Ray waits for ever, in silence."""
+    there = {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]}
+    if not any(cpus <= cpu and gpus <= gpu for cpu, gpu in there):
+        largest = ", ".join(f"{cpu:g} processors and {gpu:g} graphics cards" for cpu, gpu in sorted(there, reverse=True))
+        words = f"no node has room for a worker of --cpus {cpus} --gpus {gpus:g}; there are nodes of {largest}; ask for less, or add a larger node"
+        if not grows:
+            raise InputError(words)
+        print(f"{words}; waiting for one, end it with Ctrl-C", file=sys.stderr, flush=True)
 
 
 def answers(address: str | None) -> None:
@@ -227,14 +278,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.unit < 1 or given.cpus < 1 or (given.workers is not None and given.workers < 1):
             raise InputError("--unit, --cpus and --workers are positive numbers")
+        if not given.gpus >= 0:  # also what is no number
+            raise InputError("--gpus is 0 or more graphics cards for each worker, e.g. 0.5")
         try:
-            sigma = given.sigma if given.sigma in (None, "auto") else float(given.sigma) / 255
+            level = given.sigma if given.sigma in (None, "auto") else float(given.sigma)
+            sigma = level / 255 if isinstance(level, float) else level
             storage = dict(pair.split("=", 1) for pair in given.storage)
         except ValueError:
             raise InputError("--sigma takes a number or auto, --storage KEY=VALUE") from None
         source, target = Storage(given.source, **storage), Storage(given.target, **storage)
         digest = model_hash(given.model)
-        settings = {"model": digest, "sigma": sigma, "form": given.form, "unit": given.unit}
+        settings = {"model": digest, "sigma": level, "form": given.form, "unit": given.unit}
         DenoiseBatch(given.model, sigma=sigma, device="cpu", threads=None).engine()  # says now what would end every worker
         names = begin(source, target, settings)
         left, done, failed = units(names, given.unit, target, given.retry)

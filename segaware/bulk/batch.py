@@ -208,11 +208,11 @@ class DenoiseBatch:
                 left += rows
                 continue
             depth = Depth(images[rows[0]].dtype)
-            level = [_number(self._level(engine, images[row])) for row in rows]
-            noisy = torch.cat([depth.to_unit(images[row]) for row in rows])
             try:
+                level = [_number(self._level(engine, images[row])) for row in rows]
+                noisy = torch.cat([depth.to_unit(images[row]) for row in rows])
                 clean = engine.tensor(noisy, torch.tensor(level) if engine.info.takes_sigma else None)
-            except SegawareError:  # whose fault it is, each alone will tell
+            except Exception:  # whose fault it is, each alone will tell
                 left += rows
                 continue
             for index, row in enumerate(rows):

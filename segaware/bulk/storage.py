@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -17,8 +18,11 @@ __all__ = ["Storage"]
 
 #: Where a single put is all or nothing; elsewhere a file is written under another name and renamed.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
-#: The folder for what is being written; on the same disk, so that renaming moves nothing.
-_PARTIAL = ".partial"
+#: One name for what fsspec opens under several.
+_ALIASES = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
+#: The folder for what is being written; on the same disk, so that renaming moves nothing. A name that nobody else
+#: uses, unlike rsync's ".partial".
+_PARTIAL = ".segaware-partial"
 
 
 class Storage:
@@ -62,12 +66,13 @@ class Storage:
             import fsspec
 
             try:
-                self._system, root = fsspec.core.url_to_fs(self.address, **self.options)
+                system, root = fsspec.core.url_to_fs(self.address, **self.options)
             except ImportError as error:
                 raise InputError(f"{self.address}: this kind of address needs another package ({error}); for s3:// pip install \"segaware[s3]\"") from error
             except Exception as error:
                 raise InputError(f"{self.address}: no address that can be opened ({_words(error)}); give a folder or, e.g., s3://bucket/folder") from error
             self._root = str(root).rstrip("/")
+            self._system = system  # last: another thread takes the root for known where this is set
         return self._system
 
     def path(self, name: str) -> str:
@@ -77,22 +82,70 @@ class Storage:
 
     def holds(self, other: Storage) -> bool:
         """Whether ``other`` is this folder or lies in it."""
-        mine, theirs = (os.path.realpath(one.address) if one.local else one.address for one in (self, other))
-        return self.protocol == other.protocol and f"{theirs}/".startswith(f"{mine.rstrip('/')}/")
+        if other._place().startswith(self._place()):
+            return True
+        if not (self.local and other.local and os.path.exists(self.address)):
+            return False
+        inner = Path(os.path.realpath(other.address))  # one folder may have two names: letters of any case, bind mounts
+        return any(os.path.exists(path) and os.path.samefile(self.address, path) for path in (inner, *inner.parents))
 
-    def names(self, endings: tuple[str, ...]) -> list[str]:
-        """The files below with one of these endings, relative, sorted, hidden ones left out."""
+    def _place(self) -> str:
+        """The address as all spellings of it give it, with a slash at the end."""
+        if self.local:
+            return os.path.normcase(os.path.realpath(self.address)).replace(os.sep, "/").rstrip("/") + "/"
+        rest = self.address.partition("://")[2]
+        return f"{_ALIASES.get(self.protocol, self.protocol)}://{rest}/"
+
+    def names(self, endings: tuple[str, ...], *, must_exist: bool = True) -> list[str]:
+        """The files below with one of these endings, relative, sorted, hidden ones left out.
+
+        Raises:
+            InputError: a folder that cannot be listed (named); no such place, where it ``must_exist``.
+        """
+        from fsspec.asyn import AsyncFileSystem
+        from fsspec.spec import AbstractFileSystem
+
         system = self.system()
         with self._told("listed"):
             system.invalidate_cache()
-            found = system.find(self._root)
+            find = getattr(type(system), "_find", type(system).find)
+            # fsspec's own walk passes over folders that it may not read; the flat listing of a store knows no folders
+            walks = find in (AbstractFileSystem.find, AsyncFileSystem._find)
+            try:
+                found = self._below(system) if walks else system.find(self._root)
+            except FileNotFoundError:
+                if must_exist:
+                    raise
+                return []
             if found == [self._root]:
                 raise InputError(f"{self.address}: a file; give the folder that it is in")
-            if not found and not system.isdir(self._root):
+            if must_exist and not found and not system.isdir(self._root):
                 raise InputError(f"{self.address}: no such folder; check the name")
         start = len(self._root) + 1
         names = (str(path)[start:] for path in found)
         return sorted(n for n in names if n.lower().endswith(endings) and not any(part.startswith(".") for part in n.split("/")))
+
+    def _below(self, system: Any) -> list[str]:
+        """The paths of all files below, folder by folder.
+
+        Raises:
+            FileNotFoundError: there is no such place.
+            InputError: a folder that cannot be listed.
+        """
+        folders, found = [self._root or "/"], []
+        while folders:
+            folder = folders.pop()
+            below = folder[len(self._root) :]
+            with self._told("listed", apart=() if below else (FileNotFoundError,), of=self.address + below):
+                entries = system.ls(folder, detail=True)
+            for entry in entries:
+                path = str(entry["name"]).rstrip("/")
+                name = path.rpartition("/")[2]
+                if entry["type"] != "directory":
+                    found.append(path)
+                elif path != folder and not name.startswith(".") and name != "lost+found":  # the last is the system's, not for us
+                    folders.append(path)
+        return found
 
     def has(self, name: str) -> bool:
         """Whether this file is there."""
@@ -162,26 +215,32 @@ class Storage:
         """Remove what killed writers left behind; for the end of a run, when nobody writes any more."""
         if self.local:
             self.system()
-            shutil.rmtree(Path(self._root, _PARTIAL), ignore_errors=True)
+            folder = Path(self._root, _PARTIAL)
+            with contextlib.suppress(OSError):  # not there, or not empty
+                for path in folder.iterdir():
+                    if re.fullmatch("[0-9a-f]{16}", path.name):
+                        path.unlink()
+                folder.rmdir()
 
     @contextlib.contextmanager
-    def _told(self, what: str, apart: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Within: whatever the file system raises, what is kept ``apart`` excepted, is said in our words."""
+    def _told(self, what: str, apart: tuple[type[Exception], ...] = (), of: str = "") -> Iterator[None]:
+        """Within: whatever the file system raises (of a folder ``of`` it), what is kept ``apart`` excepted, is said in our words."""
+        place = of or self.address
         ours: tuple[type[Exception], ...] = (InputError, *apart)
         try:
             yield
         except ours:
             raise
         except FileNotFoundError as error:
-            raise InputError(f"{self.address}: cannot be {what}: no such bucket, folder or file ({_words(error)}); check the name") from error
+            raise InputError(f"{place}: cannot be {what}: no such bucket, folder or file ({_words(error)}); check the name") from error
         except PermissionError as error:
             raise InputError(
-                f"{self.address}: cannot be {what}: no right to ({_words(error)}); check the rights of the folder or bucket and your credentials"
+                f"{place}: cannot be {what}: no right to ({_words(error)}); check the rights of the folder or bucket and your credentials"
             ) from error
         except Exception as error:
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"):
-                raise InputError(f"{self.address}: cannot be {what}: {_words(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in") from error
-            raise InputError(f"{self.address}: cannot be {what} ({_words(error)}); check the address, the network and free space") from error
+                raise InputError(f"{place}: cannot be {what}: {_words(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in") from error
+            raise InputError(f"{place}: cannot be {what} ({_words(error)}); check the address, the network and free space") from error
 
 
 def _words(error: BaseException) -> str:

@@ -159,6 +159,35 @@ def test_a_bad_image_becomes_a_row_with_its_error():
     assert made["clean"][1].shape == (0, 0, 3) and made["clean"][1].dtype == np.float32
 
 
+def test_an_estimate_that_fails_is_of_one_image_of_a_group(monkeypatch):
+    images = np.stack([picture(seed=i) for i in range(3)])
+    estimate = batch.estimate_picture
+
+    def fails(pixels):
+        if np.array_equal(pixels, images[1]):
+            raise np.linalg.LinAlgError("did not converge")
+        return estimate(pixels)
+
+    monkeypatch.setattr(batch, "estimate_picture", fails)
+    made = DenoiseBatch("ffdnet", sigma="auto", errors="row", together=True)({"image": images})
+    assert made["error"][1].endswith("LinAlgError: did not converge") and [bool(error) for error in made["error"]] == [False, True, False]
+    assert np.array_equal(made["image"][2], segaware.denoise(images[2], "ffdnet", sigma="auto"))
+
+
+def test_a_group_that_fails_as_one_is_done_one_by_one(monkeypatch):
+    tensor = batch.Engine.tensor
+
+    def too_large(self, noisy, *given, **options):
+        if noisy.ndim == 4 and noisy.shape[0] > 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return tensor(self, noisy, *given, **options)
+
+    monkeypatch.setattr(batch.Engine, "tensor", too_large)
+    images = np.stack([picture(seed=i) for i in range(3)])
+    made = DenoiseBatch(together=True)({"image": images})
+    assert np.array_equal(made["image"][1], segaware.denoise(images[1]))
+
+
 @pytest.mark.parametrize("data", [b"", b"no image", file_of(picture(40, 40))[:700], None])
 def test_a_bad_file_becomes_a_row_with_its_error(data):
     good = file_of(picture())

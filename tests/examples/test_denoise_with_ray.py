@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import runpy
 import socket
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import fsspec
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 import segaware
-from segaware.bulk import Storage, batch, model_hash
+from segaware.bulk import DenoiseBatch, Storage, batch, model_hash
 from segaware.errors import InputError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bulk" / "denoise_with_ray.py"
@@ -98,7 +100,8 @@ def test_shards(names, photos, tmp_path):
     expected = segaware.denoise(np.asarray(Image.open(photos / "h.png")), "ffdnet", sigma="auto")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["h.png"]))), expected)
     levels = {row["file"]: row["sigma"] for row in rows_of(out)}
-    assert levels["h.png"] > 0.05 and levels["cut.png"] is None
+    level = DenoiseBatch("ffdnet", column="bytes", sigma="auto")({"bytes": [(photos / "h.png").read_bytes()]})["sigma"][0]
+    assert levels["h.png"] == round(float(level) * 255, 2) > 10 and levels["cut.png"] is None  # 8-bit units, as segaware denoise
 
 
 @pytest.mark.parametrize("form", ["images", "shards"])
@@ -123,7 +126,7 @@ def test_a_killed_run_goes_on_without_repeating(names, photos, tmp_path, monkeyp
     assert {path for path in before if again[path] != before[path]} <= set(out.glob("shard-00003.tar"))  # nothing that was finished
     assert sorted(row["file"] for row in rows_of(out)) == sorted([*GOOD, "cut.png"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] == 7
-    assert not list(out.rglob(".partial*"))
+    assert not list(out.rglob("*partial*"))
     capsys.readouterr()
     assert names["main"](command) == 1  # a finished run has nothing to do
     assert "0 to do" in capsys.readouterr().err
@@ -188,6 +191,8 @@ def bad(photos: Path, out: Path) -> dict[str, tuple[list[str], str]]:
         "no number": ([str(photos), str(out), "--sigma", "much"], "a number or auto"),
         "storage": ([str(photos), str(out), "--storage", "endpoint"], "KEY=VALUE"),
         "unit": ([str(photos), str(out), "--unit", "0"], "positive"),
+        "fewer than no gpus": ([str(photos), str(out), "--gpus", "-1"], "0 or more"),
+        "no number of gpus": ([str(photos), str(out), "--gpus", "nan"], "0 or more"),
     }
 
 
@@ -211,6 +216,116 @@ def test_another_run_is_not_mixed_in(names, photos, tmp_path, capsys):
     assert names["main"]([str(photos), str(out)]) == 2
     assert "images 8 then, 9 now, other images" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("form", ["images", "shards"])
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_new_run_does_not_count_the_files_of_others_as_its_own(names, photos, capsys, tmp_path, form, kind):
+    fsspec.filesystem("memory").store.clear()
+    out = Storage(tmp_path / "out" if kind == "local" else "memory://bucket/out")
+    taken = "c/d.png" if form == "images" else "shard-00007.tar"
+    for name in ("notes.txt", "c/other.png", taken):
+        out.put(name, b"of another tool")
+    assert names["main"]([str(photos), out.address, "--form", form]) == 2
+    said = capsys.readouterr().err
+    assert f"holds {taken} already" in said and "choose an empty or new target" in said
+    assert not out.has("_segaware/run.json") and out.read(taken) == b"of another tool"
+    other = Storage(f"{out.address}-2")
+    other.put("c/other.png", b"not in the way")
+    assert names["main"]([str(photos), other.address, "--form", form]) == 1  # one of the photos is damaged
+
+
+def refuse(name):
+    def read(self, path, works=Storage.read):
+        if path == name:
+            raise PermissionError(13, "Permission denied")
+        return works(self, path)
+
+    return lambda out, monkeypatch: monkeypatch.setattr(Storage, "read", read)
+
+
+DAMAGE = {
+    "run.json without rights": (refuse("_segaware/run.json"), "run.json: cannot be read (Permission denied); check your rights"),
+    "manifest without rights": (refuse("_segaware/00001.jsonl"), "00001.jsonl: cannot be read (Permission denied); check your rights"),
+    "cut": (lambda out, _: (out / "_segaware" / "run.json").write_text('{"source"'), "run.json: damaged"),
+    "no settings": (lambda out, _: (out / "_segaware" / "run.json").write_text("[]"), "run.json: damaged (no settings of a run)"),
+    "no text": (lambda out, _: (out / "_segaware" / "run.json").write_bytes(b"\xff\xfe\x00"), "run.json: damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_to_a_run_is_one_line(names, photos, tmp_path, monkeypatch, capsys, case):
+    out = tmp_path / "out"
+    command = [str(photos), str(out), "--unit", "4"]
+    assert names["main"](command) == 1
+    spoil, words = DAMAGE[case]
+    spoil(out, monkeypatch)
+    capsys.readouterr()
+    assert names["main"](command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and len(said.splitlines()) == 1
+
+
+def test_stray_manifests_are_none(names, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [str(photos), str(out), "--unit", "4"]
+    assert names["main"](command) == 1
+    for stray in ("00001 (1).jsonl", "000001.jsonl", "notes.jsonl", "00077.jsonl", "old/00001.jsonl"):
+        (out / "_segaware" / stray).parent.mkdir(exist_ok=True)
+        (out / "_segaware" / stray).write_text("")
+    (out / "_segaware" / "00001.jsonl").unlink()
+    capsys.readouterr()
+    assert names["main"](command) == 1
+    assert "2 units, 1 to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["images", "shards"])
+def test_names_that_are_no_utf8(names, photos, tmp_path, form):
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        (photos / odd).write_bytes((photos / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (photos / "cut.png").unlink()
+    out = tmp_path / "out"
+    assert names["main"]([str(photos), str(out), "--form", form]) == 0
+    assert [row["status"] for row in rows_of(out) if row["file"] == odd] == ["done"]
+    if form == "images":
+        assert (out / odd).read_bytes() == (out / "a.png").read_bytes()
+    else:
+        with tarfile.open(out / "shard-00000.tar") as tar:
+            assert odd in tar.getnames()
+
+
+NODES = [
+    {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 64.0}},
+    {"Alive": False, "Resources": {"CPU": 128.0, "GPU": 8.0}}, {"Alive": False, "Resources": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "fits"), [(1, 0, True), (64, 0, True), (8, 0.5, True), (65, 0, False), (1, 2, False), (9, 1, False)])
+def test_workers_that_fit_on_no_node_are_refused(names, capsys, cpus, gpus, fits):
+    """Ray would wait for ever; on a cluster that may grow it may have to."""
+    names["check_room"](NODES, cpus, gpus, grows=True)
+    assert ("waiting for one" in capsys.readouterr().err) == (not fits)
+    if fits:
+        names["check_room"](NODES, cpus, gpus, grows=False)
+        return
+    with pytest.raises(InputError, match="there are nodes of 64 processors and 0 graphics cards, 8 processors and 1 graphics cards; ask for less"):
+        names["check_room"](NODES, cpus, gpus, grows=False)
+
+
+def test_workers_are_measured_before_ray_has_them_and_ray_is_ended(shipped, photos, tmp_path, monkeypatch, capsys):
+    calls = []
+    ray = types.ModuleType("ray")
+    ray.data = types.ModuleType("ray.data")
+    ray.is_initialized, ray.nodes = lambda: False, lambda: NODES
+    ray.init, ray.shutdown = lambda **_: calls.append("init"), lambda: calls.append("shutdown")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    assert runpy.run_path(str(EXAMPLE))["main"]([str(photos), str(tmp_path / "out"), "--gpus", "4"]) == 2
+    assert "no node has room for a worker of --cpus 1 --gpus 4" in capsys.readouterr().err
+    assert calls == ["init", "shutdown"]
 
 
 def test_a_model_that_differs_between_machines(names, photos, tmp_path):
