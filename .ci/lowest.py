@@ -33,10 +33,14 @@ def floors(extras: list[str], setup: Path = SETUP) -> dict[str, str]:
             continue
         match = re.fullmatch(r"([\w.-]+)(?:\[[\w, -]+\])?\s*>=\s*([\w.]+)(?:\s*,.*)?", line)
         if match:
-            found[match[1]] = match[2]
+            found[match[1]] = max(found.get(match[1], "0"), match[2], key=_order)  # of several bounds the highest holds
         elif line:
             raise SystemExit(f"setup.cfg: {line!r} has no lower bound; write NAME>=VERSION")
     return found
+
+
+def _order(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 if __name__ == "__main__":
