@@ -315,7 +315,8 @@ class Page:
                 rows.append([name, f"{self.sizes[name]:,}" if name in self.sizes else "-", f"given: `{Path(self.args.start).name}`", "-", "-", "-"])
                 continue
             recipe = config["setting"]["recipe"]
-            seen = ", ".join(f"{'PSNR' if k == 'psnr' else 'mIoU'} {v:g}" for k, v in (config.get("measured") or {}).items()) or "-"
+            told = {k: v for k, v in (config.get("measured") or {}).items() if name != "joint" or k != "psnr"}  # nothing asks its D1 for an image
+            seen = ", ".join(f"{'PSNR' if k == 'psnr' else 'mIoU'} {v:g}" for k, v in told.items()) or "-"
             size = f"{self.sizes[name]:,}" if name in self.sizes else "-"
             rows.append([name, size, f"{recipe['steps']:,}", str(recipe["batch_size"]), " x ".join(map(str, recipe["crop"])), seen])
         return grid(rows)

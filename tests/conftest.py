@@ -60,6 +60,18 @@ def seeded() -> None:
 
 
 @pytest.fixture
+def launcher() -> list[str]:
+    """Python's arguments that start two processes; older launchers do not look for a free port themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--main_process_port", str(port),
+    ]  # fmt: skip
+
+
+@pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A zoo of tiny models in a temporary folder, in place of the shipped one."""
     zoo = tmp_path / "zoo"

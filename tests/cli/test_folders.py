@@ -309,16 +309,12 @@ def test_a_pool_that_is_interrupted(here, ending):
 
 # --- several processes of a launcher ----------------------------------------------------------------
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-          "--dynamo_backend", "no", "--main_process_port", "0", "-m", "segaware"]  # fmt: skip
-
-
 @pytest.mark.slow
-def test_accelerate_launch_denoise(here, monkeypatch):
+def test_accelerate_launch_denoise(here, launcher, monkeypatch):
     pytest.importorskip("accelerate")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    process = start(*LAUNCH, "denoise", "in", "-o", "out", "-m", "./blind", "--manifest", "m.jsonl")
+    process = start(*launcher, "-m", "segaware", "denoise", "in", "-o", "out", "-m", "./blind", "--manifest", "m.jsonl")
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert stdout.count("done 16, skipped 0, failed 0") == 1, "one of them speaks for both"
@@ -328,12 +324,12 @@ def test_accelerate_launch_denoise(here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_evaluate(here, monkeypatch):
+def test_accelerate_launch_evaluate(here, launcher, monkeypatch):
     pytest.importorskip("accelerate")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     arguments = ["evaluate", "in", "-m", "./blind", "-m", "./told", "-s", "25", "-j", "none", "--seed-by", "index", "--format", "json"]
-    process = start(*LAUNCH, *arguments, "-o", "both")
+    process = start(*launcher, "-m", "segaware", *arguments, "-o", "both")
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert stdout.count("16 images of in") == 1
