@@ -250,7 +250,7 @@ class SDABN(nn.Module, Pretrained):
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         self._check(noisy, sigma)
         image: Tensor | None = None
-        for i, block in enumerate(self.blocks, start=1):
+        for i, block in enumerate(self.blocks, 1):  # torch 2.4 does not compile it by keyword
             image = block.step(noisy, image, _own(block, sigma), name=f"SDABN, stage {i}").image
         assert image is not None
         return image
@@ -265,7 +265,7 @@ class SDABN(nn.Module, Pretrained):
 
     def _stages(self, noisy: Tensor, sigma: Sigma | None) -> Iterator[Stage]:
         image: Tensor | None = None
-        for i, block in enumerate(self.blocks, start=1):
+        for i, block in enumerate(self.blocks, 1):
             stage = block.step(noisy, image, _own(block, sigma), name=f"SDABN, stage {i}")
             image = stage.image
             yield stage

@@ -164,6 +164,7 @@ def test_without_the_packages(tmp_path, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.6.0"))
     monkeypatch.setattr("segaware.export.importlib.import_module", missing)
     with pytest.raises(ModelError, match=r"pip install 'segaware\[onnx\]'"):
         export_onnx(built("dncnn"), tmp_path / "a.onnx")

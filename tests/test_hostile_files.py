@@ -158,7 +158,11 @@ def test_other_kinds_of_numbers(entry):
     file = entry / "model.safetensors"
     state = load_file(file)
     for dtype, fits in ((torch.float16, True), (torch.bfloat16, True), (torch.float64, True), (torch.int64, False), (torch.complex64, False)):
-        save_file({key: value.to(dtype) for key, value in state.items()}, file)
+        try:
+            save_file({key: value.to(dtype) for key, value in state.items()}, file)
+        except KeyError:  # safetensors before 0.5 knows no complex numbers
+            assert dtype == torch.complex64
+            continue
         if fits:
             assert load_entry(entry).body[0].weight.dtype == torch.float32
         else:
