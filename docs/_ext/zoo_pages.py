@@ -67,7 +67,13 @@ def _page(folder: Path, config: dict[str, Any]) -> str:
     return f"{card.rstrip()}\n\n## config.json\n\nThe recipe, its command and the course of its training:\n\n```json\n{facts}\n```\n"
 
 
+def _to_page(app: Any, document: str, source: list[str]) -> None:
+    """A link to a card leads to the model's page here; in the repository, where there are no such pages, to the card."""
+    source[0] = re.sub(r"\]\((?:\.\./)+segaware/weights/([\w-]+)/README\.md\)", r"](/models/\1.md)", source[0])
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Write the pages before sources are read."""
+    app.connect("source-read", _to_page)
     app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir) / "models"))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
