@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 some files failed, 2 the command was not meant so, 130 int
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ import click
 
 from segaware.errors import SegawareError
 
-__all__ = ["Command", "Failure", "terminable"]
+__all__ = ["Command", "Failure", "Program", "terminable"]
 
 
 @contextlib.contextmanager
@@ -43,6 +44,25 @@ class Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]
+
+
+class Program(click.Group):
+    """All commands. A process that has met others of its launch ends without the interpreter's tear-down."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as end:
+            ranks = sys.modules.get("segaware.inference.ranks")
+            if ranks is None or not ranks.met():
+                raise
+            # Now and then a thread of gloo that comes back to a dying interpreter aborts a process whose work is done,
+            # even with the group left before; the launcher would then kill the others.
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
 
 
 class Command(click.Command):

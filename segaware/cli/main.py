@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from segaware import __version__
+from segaware.cli.command import Program
 from segaware.cli.convert import convert
 from segaware.cli.demo import demo
 from segaware.cli.denoise import denoise
@@ -19,7 +20,7 @@ from segaware.cli.models import models
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="segaware", message="%(prog)s %(version)s")
 def main() -> None:
     """Denoise images so that people and machines can still see what is on them.

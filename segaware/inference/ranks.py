@@ -13,10 +13,12 @@ from typing import Any
 
 from segaware.errors import InputError
 
-__all__ = ["Ranks", "gathered", "launched", "own_device"]
+__all__ = ["Ranks", "gathered", "launched", "met", "own_device"]
 
 #: Ranks wait for the slowest, however long that takes: the launcher ends them when one dies.
 _FOREVER = datetime.timedelta(days=365)
+
+_met = False
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,22 @@ def gathered(value: Any, ranks: Ranks) -> list[Any]:
         return [value]
     import torch.distributed as distributed
 
+    global _met
     if not distributed.is_available():
         return [value]
     if not distributed.is_initialized():
+        _met = True
         distributed.init_process_group("gloo", timeout=_FOREVER, rank=ranks.index, world_size=ranks.count)
         # Left to the interpreter's end, gloo's threads are still running when they are torn down, and now and then abort a process that is done.
         atexit.register(_left)
     values: list[Any] = [None] * ranks.count
     distributed.all_gather_object(values, value)
     return values
+
+
+def met() -> bool:
+    """Whether this process has joined the others: gloo's threads are there then."""
+    return _met
 
 
 def _left() -> None:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 from click.testing import CliRunner
 
 from segaware import __version__
@@ -41,3 +42,14 @@ def test_a_mistake_is_told_without_loading_torch(tmp_path):
     result = python("-c", code)
     ends = [line for line in result.stdout.splitlines() if line.endswith(("True", "False"))]
     assert ends == ["0 False", "0 False", "2 False", "2 False"], result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["models"], 0), (["models", "--no-such-option"], 2)])
+def test_a_process_that_met_others_ends_at_once(monkeypatch, arguments, code):
+    """Without the interpreter's tear-down, in which threads of the group may abort it; else in the usual way."""
+    ended = []
+    monkeypatch.setattr("segaware.cli.command.os._exit", ended.append)
+    assert CliRunner().invoke(main, arguments).exit_code == code and ended == []
+    monkeypatch.setattr("segaware.inference.ranks._met", True)
+    CliRunner().invoke(main, arguments)
+    assert ended == [code]
