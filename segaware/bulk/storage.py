@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from segaware.errors import InputError
+from segaware.inference.files import path_below
 
 __all__ = ["Storage"]
 
@@ -82,17 +83,12 @@ class Storage:
 
     def holds(self, other: Storage) -> bool:
         """Whether ``other`` is this folder or lies in it."""
-        if other._place().startswith(self._place()):
-            return True
-        if not (self.local and other.local and os.path.exists(self.address)):
-            return False
-        inner = Path(os.path.realpath(other.address))  # one folder may have two names: letters of any case, bind mounts
-        return any(os.path.exists(path) and os.path.samefile(self.address, path) for path in (inner, *inner.parents))
+        if self.local and other.local:
+            return path_below(Path(other.address), Path(self.address)) is not None
+        return other._place().startswith(self._place())
 
     def _place(self) -> str:
         """The address as all spellings of it give it, with a slash at the end."""
-        if self.local:
-            return os.path.normcase(os.path.realpath(self.address)).replace(os.sep, "/").rstrip("/") + "/"
         rest = self.address.partition("://")[2]
         return f"{_ALIASES.get(self.protocol, self.protocol)}://{rest}/"
 
