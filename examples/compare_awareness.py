@@ -7,13 +7,14 @@
     python examples/compare_awareness.py --smoke --out smoke        in a minute, on generated data
     python examples/compare_awareness.py --list
 
---screen trains every contestant with one seed and three weights, and measures it on held-out data (32 photographs, the
-frames of CamVid's drive 0006R0). --final trains the best, longer and with three seeds, chooses how much noise is given
-back at each level, and measures on the test sets. Who and with which weights is chosen when the screen is done, once for
-all processes: OUT/chosen.json (to choose anew, delete it while OUT/final holds no result). A weight gives the awareness
-terms --share of fidelity's gradient at the denoised image at the start, times each of --factor. Run the same command in
-as many processes as there are cores (OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is
-finished is not repeated. Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
+--screen trains every contestant with one seed and three weights (its twin with an untrained segmenter with the middle
+one), and measures it on held-out data (32 photographs, the frames of CamVid's drive 0006R0). --final trains the best,
+longer and with three seeds, chooses how much noise is given back at each level, and measures on the test sets. Who and
+with which weights is chosen when the screen is done, once for all processes: OUT/chosen.json (to choose anew, delete it
+while OUT/final holds no result). A weight gives the awareness terms --share of fidelity's gradient at the denoised
+image at the start, times each of --factor. Run the same command in as many processes as there are cores
+(OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated.
+Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from arena.entrants import Skip, entrant, every, group, resolve
+from arena.entrants import TWIN, Skip, entrant, every, group, resolve
 from arena.judging import figures, held_out, test
 from arena.runs import Run, claim, claimed, finish, train
 from arena.setting import Setting, write_json
@@ -131,19 +132,24 @@ def jobs(setting, phase: str) -> list[Run]:
         factors = sorted(args.factor or [1 / 3, 1.0, 3.0], key=lambda f: abs(f - 1))
         return [
             Run("screen", name, factor, seed)
-            for factor in factors for seed in seeds for name in names if entrant(name).swept or factor == factors[0]
+            for factor in factors for seed in seeds for name in names if swept(name) or factor == factors[0]
         ]  # fmt: skip
     choice = chosen(args.out) if args.contestants else freeze(args.out, args.carry)
     names = resolve(args.contestants) if args.contestants else choice["contestants"]
     seeds, given = args.seeds or [0, 1, 2], (args.factor or [1.0])[0]
 
     def factor(name: str) -> float:
-        return choice["factors"].get(name, given if entrant(name).swept else 1.0)
+        return choice["factors"].get(name.removesuffix(TWIN), given if entrant(name).swept else 1.0)
 
     runs = [Run("final", name, factor(name), seed) for seed in seeds for name in names]
     planned = [{"contestant": run.name, "factor": run.factor, "folder": run.folder(args.out).name} for run in runs]
     one_factor(args.out / "final", runs_of(args.out, "final") + planned)  # now, not after hours
     return runs
+
+
+def swept(name: str) -> bool:
+    """Whether its weight is chosen. A twin shows what the training of the segmenter brings, at one weight of both."""
+    return entrant(name).swept and not name.endswith(TWIN)
 
 
 def chosen(out: Path, carry: int = 0) -> dict:

@@ -232,7 +232,14 @@ def test_the_choice_of_the_final_is_made_once_and_when_the_screen_is_done(arena,
     keep_result(tmp_path, "screen", run_of("jacobian", 3.0, 27.0, 0.9))
     assert final() == wanted and ("kl", 1.0, 0) in final("kl")
     (tmp_path / "chosen.json").unlink()
+    assert final("kl@random")[0] == ("kl@random", 3.0, 0)  # as the trained one
     assert ("kl", 3.0, 0) in final("kl") and [name for name, *_ in final()][:2] == ["fidelity", "jacobian"]
+
+
+def test_twins_are_screened_with_the_middle_weight(arena, tmp_path):
+    args = Namespace(out=tmp_path, contestants=["kl", "kl@random", "fidelity"], seeds=None, factor=None)
+    found = [(run.name, round(run.factor, 2)) for run in arena.jobs(Namespace(args=args), "screen")]
+    assert found == [("fidelity", 1.0), ("kl@random", 1.0), ("kl", 1.0), ("kl", 0.33), ("kl", 3.0)]
 
 
 def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
