@@ -32,6 +32,8 @@ from arena.verdict import best_keep, carried, choose, collect, mean_of, one_fact
 
 from segaware.errors import EvaluationError, SegawareError, TrainingError
 
+FACTORS = (1.0, 3.0, 10.0)  # upwards from the share: a tenth of fidelity's gradient was never seen to cost anything
+
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +58,7 @@ def parse(argv=None):
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
     p.add_argument("--seeds", nargs="+", type=int, help="[0; final 0 1 2]")
     p.add_argument("--share", type=float, default=0.1, help="of fidelity's gradient that factor 1 gives to awareness")
-    p.add_argument("--factor", nargs="+", type=float, help="of that weight [1/3 1 3; final: as the screen chose, else 1]")
+    p.add_argument("--factor", nargs="+", type=float, help="of that weight [1 3 10; final: as the screen chose, else 1]")
     p.add_argument("--carry", type=int, default=5, help="contestants without labels that go to the final")
     p.add_argument("--batch-size", type=int, default=4)
     p.add_argument("--patch-size", type=int, default=96)
@@ -128,11 +130,12 @@ def jobs(setting, phase: str) -> list[Run]:
     args = setting.args
     if phase == "screen":
         names = resolve(args.contestants or ["all"])
-        seeds = args.seeds or [0]
-        factors = sorted(args.factor or [1 / 3, 1.0, 3.0], key=lambda f: abs(f - 1))
+        seeds, factors = args.seeds or [0], sorted(args.factor or FACTORS)
+        middle = factors[(len(factors) - 1) // 2]
+        order = sorted(factors, key=lambda factor: factor != middle)
         return [
-            Run("screen", name, factor, seed)
-            for factor in factors for seed in seeds for name in names if swept(name) or factor == factors[0]
+            Run("screen", name, factor if entrant(name).swept else 1.0, seed)
+            for factor in order for seed in seeds for name in names if swept(name) or factor == middle
         ]  # fmt: skip
     choice = chosen(args.out) if args.contestants else freeze(args.out, args.carry)
     names = resolve(args.contestants) if args.contestants else choice["contestants"]
