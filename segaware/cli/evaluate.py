@@ -56,7 +56,7 @@ def evaluate(**options: Any) -> None:
       spandrel:file.pth         a file that spandrel knows
       denoised/s{sigma}         a folder of ready images, named as the clean ones
       nlm, tv, wavelet, bm3d    scikit-image's methods; bm3d if it is installed
-    NAME=SPEC names it otherwise; SPEC+0.03 gives 3 % of the noise back.
+    NAME=SPEC names it otherwise; SPEC+0.03 gives 3 % of the noise back, SPEC+machine the model's own share.
 
     Brackets are 95 % intervals; ** is best beyond them, ~ marks what cannot be told from the leader.
     """

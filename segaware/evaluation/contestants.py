@@ -2,7 +2,8 @@
 
 A *spec* names one: a model (``dncnn-blind``, a model's folder, ``owner/name`` of the Hub,
 ``DnCNN:weights.pth``, ``spandrel:file.pth``), a folder of ready images, ``nlm``, ``wavelet``, ``tv``, ``bm3d``, or
-``noisy``; ``NAME=`` before it gives it another name, ``+0.03`` after it gives 3 % of the noise back.
+``noisy``; ``NAME=`` before it gives it another name, ``+0.03`` after it gives 3 % of the noise back,
+``+machine`` what the model's own table says (``denoise(..., keep="machine")``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from segaware.evaluation.protocol import Noise, digest
 from segaware.evaluation.sources import Item
 from segaware.fingerprint import hash_module
 from segaware.inference.engine import Engine
+from segaware.inference.give_back import MACHINE, shares, table_of
+from segaware.inference.noise_level import estimate_noise
 from segaware.pretrained import is_repo, load_pretrained
 from segaware.registry import ARCHITECTURES, build
 
@@ -177,26 +180,45 @@ class Function:
 
 
 class GiveBack:
-    """Another contestant with a share of what it took away given back: denoised + share (noisy - denoised)."""
+    """Another contestant with a share of what it took away given back: denoised + share (noisy - denoised).
 
-    def __init__(self, base: Contestant, share: float) -> None:
-        if not 0 < share < 1:
-            raise EvaluationError(f"give-back share {share:g} must lie between 0 and 1, e.g. +0.03")
+    Args:
+        base: a contestant; for "machine" a model.
+        share: in (0, 1); or "machine": the model's own, by the level that it is told, else by the one estimated
+            from the noisy image, as :func:`segaware.denoise` does it.
+
+    Raises:
+        EvaluationError: another share; "machine" for what is no model.
+        ModelError: "machine" for a model that states no shares.
+    """
+
+    def __init__(self, base: Contestant, share: float | str) -> None:
+        self.table: tuple[tuple[float, float], ...] = ()
+        if share == MACHINE:
+            if not isinstance(base, Model):
+                raise EvaluationError(f"{base.name}+{MACHINE}: only models state shares of their own; give a number, e.g. +0.03")
+            self.table = table_of(base.engine.info.keep, base.name)
+        elif isinstance(share, str) or not 0 < share < 1:
+            raise EvaluationError(f"give-back share {share} must lie between 0 and 1, e.g. +0.03; or be {MACHINE}")
         self.base, self.share = base, share
-        self.name = f"{base.name}+{share:g}"
-        self.kind = f"{base.kind}; {share:.3g} of the noise given back"
+        shown = share if isinstance(share, str) else f"{share:g}"
+        self.name = f"{base.name}+{shown}"
+        self.kind = f"{base.kind}; {'its own share' if self.table else f'{share:.3g}'} of the noise given back"
 
     def key(self, cell: Cell) -> str:
         """The base's key and the share."""
-        return digest("give back", self.base.key(cell), self.share)
+        return digest("give back", self.base.key(cell), self.table or self.share)
 
     def denoise(self, noisy: Tensor, cell: Cell) -> Tensor:
         """Denoise, then :meth:`blend`."""
-        return self.blend(noisy, self.base.denoise(noisy.clone(), cell))
+        return self.blend(noisy, self.base.denoise(noisy.clone(), cell), cell)
 
-    def blend(self, noisy: Tensor, denoised: Tensor) -> Tensor:
+    def blend(self, noisy: Tensor, denoised: Tensor, cell: Cell) -> Tensor:
         """The share given back to what the base has made."""
-        return denoised + self.share * (noisy - denoised)
+        if not isinstance(self.base, Model) or not self.table:
+            return denoised + float(self.share) * (noisy - denoised)
+        level = torch.tensor([cell.told]) if self.base.engine.info.takes_sigma else estimate_noise(noisy[None])
+        return denoised + float(shares(self.table, level)) * (noisy - denoised)
 
 
 def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **options: Any) -> Contestant:
@@ -218,9 +240,9 @@ def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **opt
         contestant = open_contestant(named[2], **options)
         contestant.name = named[1].strip()
         return contestant
-    given_back = re.fullmatch(r"(.+)\+(\d*\.\d+)", text)
+    given_back = re.fullmatch(rf"(.+)\+(\d*\.\d+|{MACHINE})", text)
     if given_back and not Path(text).exists():
-        return GiveBack(open_contestant(given_back[1], **options), float(given_back[2]))
+        return GiveBack(open_contestant(given_back[1], **options), given_back[2] if given_back[2] == MACHINE else float(given_back[2]))
     if text == "noisy":
         return Noisy()
     if text in CLASSICAL:

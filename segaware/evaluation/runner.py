@@ -205,7 +205,7 @@ class _Run:
         if isinstance(entrant, GiveBack):
             base, before = self._denoise(entrant.base, noisy, cell)
             start = time.perf_counter() - before
-            estimate = entrant.blend(noisy, base)
+            estimate = entrant.blend(noisy, base, cell)
         else:
             estimate = entrant.denoise(noisy.clone(), cell)
         result = estimate, time.perf_counter() - start

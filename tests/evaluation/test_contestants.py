@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segaware import DnCNN
+from segaware import DnCNN, FFDNet, denoise
 from segaware.entries import write_entry
-from segaware.errors import EvaluationError, WeightsError
+from segaware.errors import EvaluationError, ModelError, WeightsError
 from segaware.evaluation.contestants import Cell, Function, GiveBack, Model, Noisy, Ready, hash_module, open_contestant
 from segaware.evaluation.protocol import Noise
 from segaware.evaluation.sources import Item
@@ -93,6 +93,26 @@ def test_give_back(tmp_path):
     with pytest.raises(EvaluationError, match="between 0 and 1"):
         open_contestant("noisy+1.5")
     assert isinstance(open_contestant("noisy+0.5").base, Noisy)
+
+
+@pytest.mark.parametrize("net", [DnCNN(depth=3, width=4), FFDNet(depth=3, width=4)], ids=["blind", "told"])
+def test_give_back_by_the_model_s_own_table(tmp_path, net):
+    folder = write_entry(tmp_path / "net", net.eval(), {"keep": {"1.5": 0.95, "2.5": 0.0, "50": 0.06}})
+    entrant = open_contestant(f"own={folder}+machine")
+    assert entrant.name == "own" and "its own share" in entrant.kind and open_contestant(f"{folder}+machine").name == "net+machine"
+    assert entrant.key(cell(tmp_path)) not in (entrant.base.key(cell(tmp_path)), open_contestant(f"{folder}+0.06").key(cell(tmp_path)))
+    ramp = torch.linspace(0.2, 0.8, 64).expand(3, 64, 64)
+    for sigma in (0.0, 50.0):
+        noisy = ramp + sigma / 255 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
+        wanted = denoise(noisy, folder, sigma=sigma / 255 if net.info.takes_sigma else None, keep="machine")
+        got = entrant.denoise(noisy, Cell(cell(tmp_path).item, cell(tmp_path).noise, told=sigma / 255))
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+        plain = entrant.base.denoise(noisy, Cell(cell(tmp_path).item, cell(tmp_path).noise, told=sigma / 255))
+        assert not torch.equal(got, plain)
+    with pytest.raises(ModelError, match="states no shares"):
+        open_contestant(f"{write_entry(tmp_path / 'without', net)}+machine")
+    with pytest.raises(EvaluationError, match="only models state shares"):
+        open_contestant("tv+machine")
 
 
 @pytest.mark.parametrize("name", ["nlm", "tv", "wavelet"])
