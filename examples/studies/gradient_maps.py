@@ -3,7 +3,7 @@
     python examples/studies/gradient_maps.py --image CamVid/val/0016E5_08041.webp --labels CamVid/valannot/0016E5_08041.png \\
         --model dncnn-blind --segmenter fpn-camvid --sigma 50 --out runs/gradient-maps
 
-Without --labels the supervised term is left out. Writes gradient-maps.json (norms, and how alike each map is to fidelity's)
+Without --labels the supervised term is left out. Writes gradient-maps.json (norms, and how alike the gradients are)
 and gradient-maps.png to --out. Maps are the length of the gradient over the colours, each on its own scale.
 """
 
@@ -77,15 +77,19 @@ def main(argv=None):
         labels = middle(torch.where(labels == args.void, 255, labels)[None], args.crop)
         terms["true labels"] = partial(TaskLoss(segmenter), labels=labels)
 
-    maps, record, reference = {}, {}, None
+    gradients = {}
     for name, term in terms.items():
         image = denoised.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(term(image), image)
-        maps[name] = gradient[0].norm(dim=0)
-        reference = gradient if reference is None else reference  # fidelity's, the first
-        cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), reference.flatten(), dim=0)
-        record[name] = {"norm": float(gradient.norm()), "cosine_to_fidelity": float(cosine)}
-        print(f"{name}: norm {record[name]['norm']:.3g}, cosine to fidelity's {float(cosine):+.3f}")
+        (gradients[name],) = torch.autograd.grad(term(image), image)
+    maps = {name: gradient[0].norm(dim=0) for name, gradient in gradients.items()}
+    unit = {name: gradient.flatten() / gradient.norm().clamp_min(1e-30) for name, gradient in gradients.items()}
+    record = {
+        name: {"norm": float(gradient.norm()), "cosine_to": {other: float(unit[name] @ unit[other]) for other in unit if other != name}}
+        for name, gradient in gradients.items()
+    }  # fmt: skip
+    for name, found in record.items():
+        alike = ", ".join(f"{other} {cosine:+.3f}" for other, cosine in found["cosine_to"].items())
+        print(f"{name}: norm {found['norm']:.3g}; cosine to {alike}")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "gradient-maps.json").write_text(json.dumps({"sigma": args.sigma, "terms": record}, indent=1) + "\n")
     (args.out / "gradient-maps.png").write_bytes(png(draw(clean, noisy, denoised, maps)))
