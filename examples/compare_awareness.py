@@ -32,7 +32,7 @@ from arena.verdict import best_keep, carried, choose, collect, mean_of, one_fact
 
 from segaware.errors import EvaluationError, SegawareError, TrainingError
 
-FACTORS = (1.0, 3.0, 10.0)  # upwards from the share: a tenth of fidelity's gradient was never seen to cost anything
+FACTORS = (3.0, 10.0, 30.0)  # upwards from the share: with a tenth of fidelity's gradient nobody was seen to pay anything
 
 
 def parse(argv=None):
@@ -58,7 +58,7 @@ def parse(argv=None):
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
     p.add_argument("--seeds", nargs="+", type=int, help="[0; final 0 1 2]")
     p.add_argument("--share", type=float, default=0.1, help="of fidelity's gradient that factor 1 gives to awareness")
-    p.add_argument("--factor", nargs="+", type=float, help="of that weight [1 3 10; final: as the screen chose, else 1]")
+    p.add_argument("--factor", nargs="+", type=float, help="of that weight [3 10 30; final: as the screen chose, else 1]")
     p.add_argument("--carry", type=int, default=5, help="contestants without labels that go to the final")
     p.add_argument("--batch-size", type=int, default=4)
     p.add_argument("--patch-size", type=int, default=96)

@@ -231,6 +231,8 @@ ENTRANTS: dict[str, Entrant] = {
                              one(lambda kit: ConsistencyLoss(features=Features(kit.home, kit.clean(), -1))), random=True),
     "kl": Entrant("later", "KL to the prediction on the clean image", one(lambda kit: ConsistencyLoss(kit.home)), random=True),
     "kl-t3": Entrant("later", "the same at temperature 3", one(lambda kit: ConsistencyLoss(kit.home, temperature=3.0))),
+    "features-kl": Entrant("later", "middle features and KL, half of the gradient each",
+                           lambda kit: [(0.5, ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))]),
     "jacobian": Entrant("later", "Jacobian-weighted fidelity, exact", one(lambda kit: JacobianLoss(kit.home)), random=True),
     "fisher": Entrant("later", "Fisher-weighted fidelity, exact", one(lambda kit: FisherLoss(kit.home)), random=True),
     "sensitivity": Entrant("later", "cached diagonal of the Jacobian: no segmenter in the loop",

@@ -159,7 +159,7 @@ def train(setting: Setting, run: Run) -> dict:
     guard = stop_if_dominated(wrapper)
     held = ImageFiles(setting.photographs()[1])
     result = {"contestant": run.name, "factor": run.factor, "seed": run.seed, "steps": setting.args.steps,
-              "weights": {w["term"]: run.factor * w["weight"] for w in weights}}  # fmt: skip
+              "weights": wrapper.term_weights}  # fmt: skip
     try:
         done = fit(wrapper, images_of(setting, run.name), setting.recipe(run.seed), folder, validation=held, progress=setting.args.progress)
         result |= {"state": "trained", "photographs_psnr": done.psnr}

@@ -239,7 +239,7 @@ def test_the_choice_of_the_final_is_made_once_and_when_the_screen_is_done(arena,
 def test_twins_are_screened_with_the_middle_weight(arena, tmp_path):
     args = Namespace(out=tmp_path, contestants=["kl", "kl@random", "fidelity"], seeds=None, factor=None)
     found = [(run.name, round(run.factor, 2)) for run in arena.jobs(Namespace(args=args), "screen")]
-    assert found == [("fidelity", 1.0), ("kl@random", 3.0), ("kl", 3.0), ("kl", 1.0), ("kl", 10.0)]
+    assert found == [("fidelity", 1.0), ("kl@random", 10.0), ("kl", 10.0), ("kl", 3.0), ("kl", 30.0)]
 
 
 def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
