@@ -317,6 +317,8 @@ class Page:
             recipe = config["setting"]["recipe"]
             told = {k: v for k, v in (config.get("measured") or {}).items() if name != "joint" or k != "psnr"}  # nothing asks its D1 for an image
             seen = ", ".join(f"{'PSNR' if k == 'psnr' else 'mIoU'} {v:g}" for k, v in told.items()) or "-"
+            if config["setting"].get("judge"):
+                seen += f" (task loss times {config['setting']['judge'][1]:g})"
             size = f"{self.sizes[name]:,}" if name in self.sizes else "-"
             rows.append([name, size, f"{recipe['steps']:,}", str(recipe["batch_size"]), " x ".join(map(str, recipe["crop"])), seen])
         return grid(rows)
