@@ -89,11 +89,10 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Pictures of many sizes, a small model, and one that takes a fraction of a second for each of them."""
+    """Pictures of many sizes, and a small model."""
     folder = tmp_path_factory.mktemp("bulk")
     torch.manual_seed(0)
     write_entry(folder / "model", DnCNN(depth=4, width=8))
-    write_entry(folder / "slow", DnCNN(depth=10, width=64))
     random = np.random.default_rng(0)
     for i in range(IMAGES):
         path = folder / "photos" / f"{i % 3}" / f"{i:03d}.png"
@@ -102,8 +101,8 @@ def photos(tmp_path_factory):
     return folder
 
 
-def start(cluster, photos: Path, out: Path, *options: str, model: str = "model") -> subprocess.Popen:
-    command = [sys.executable, str(EXAMPLE), str(photos / "photos"), str(out), "--model", str(photos / model)]
+def start(cluster, photos: Path, out: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(EXAMPLE), str(photos / "photos"), str(out), "--model", str(photos / "model")]
     command += ["--unit", str(UNIT), "--workers", "2", "--address", cluster.address, *options]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -150,13 +149,13 @@ def finish(process: subprocess.Popen, seconds: float = 400) -> tuple[int, str, s
     return process.returncode, said, told
 
 
-def check_all(out: Path, photos: Path, model: str = "model") -> None:
+def check_all(out: Path, photos: Path) -> None:
     """Every image once, whole, with the right pixels; nothing else."""
     names = sorted(path.relative_to(photos / "photos").as_posix() for path in (photos / "photos").rglob("*.png"))
     rows = [json.loads(line) for file in manifests(out) for line in file.read_text().splitlines()]
     assert sorted(row["file"] for row in rows) == names and {row["status"] for row in rows} == {"done"}
-    assert {row["model"] for row in rows} == {model_hash(photos / model)}
-    engine = segaware.inference.engine.Engine(photos / model)
+    assert {row["model"] for row in rows} == {model_hash(photos / "model")}
+    engine = segaware.inference.engine.Engine(photos / "model")
     shards = sorted(out.glob("shard-*.tar"))
     if shards:
         found = []
@@ -289,9 +288,9 @@ class _Threads:
 
 
 def test_a_killed_node(cluster, photos, tmp_path):
-    """Last: it takes one of the two nodes away. With work that lasts until the second node has its worker."""
+    """Last: it takes one of the two nodes away."""
     out = tmp_path / "out"
-    process = start(cluster, photos, out, model="slow")
+    process = start(cluster, photos, out)
     both, _ = hold(cluster, out, photos, process)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     log("removed a node with its raylet")
@@ -301,7 +300,7 @@ def test_a_killed_node(cluster, photos, tmp_path):
     code, said, told = finish(process)
     print(told, said)
     assert code == 0 and json.loads(said)["done"] == IMAGES
-    check_all(out, photos, "slow")
+    check_all(out, photos)
 
 
 def test_no_cluster(photos, tmp_path, capfd):
