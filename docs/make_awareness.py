@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
+BEGIN, END = "<!-- what we read from it, by hand -->", "<!-- end of it -->"
 COLOURS = {"control": "#666666", "seed": "#D55E00", "later": "#0072B2", "keep": "#009E73"}
 NUMBERS = {"inf": math.inf, "-inf": -math.inf}
 
@@ -138,11 +140,34 @@ def in_short(found: Found) -> list[str]:
     return ["## In short", "", *lines, ""] if lines else []
 
 
+def means(run: dict, name: str, judge: str | None = None, noise: str | None = None) -> list[float]:
+    """[PSNR, mIoU] of ``name`` in a run's held-out figures: means over levels and held-out judges, or at one of each."""
+    found: dict[str, list[float]] = {"psnr": [], "miou": []}
+    for f in run.get("held_out", ()):
+        measure, _, who = f["measure"].partition(":")
+        level = f["noise"] == noise if noise else f["noise"] != "clean"
+        if f["contestant"] == name and level and (who in ("", judge) if judge else who != "home"):
+            found[measure].append(num(f["value"]))
+    return [sum(values) / len(values) if values else math.nan for values in found.values()]
+
+
 def screen(found: Found) -> list[str]:
+    """The chosen weight of each contestant in a table, by judge at the highest level; then all weights."""
     runs, chosen = found.record["screen"]["runs"], found.chosen
     if not chosen:
         return []
-    rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB", "gradient, share of fidelity's by quarter"]]
+    figures = [f for r in runs for f in r.get("held_out", ())]
+    noise = list(dict.fromkeys(f["noise"] for f in figures if f["noise"] != "clean"))[-1]
+    judges = list(dict.fromkeys(f["measure"].partition(":")[2] for f in figures if ":" in f["measure"] and f["measure"] != "miou:home"))
+    controls = {r["seed"]: r for r in runs if r["contestant"] == "fidelity"}
+
+    def against(run: dict, judge: str | None = None, level: str | None = None) -> tuple[float, float]:
+        own, other = means(run, run["contestant"], judge, level), means(controls.get(run["seed"], {}), "fidelity", judge, level)
+        return own[0] - other[0], own[1] - other[1]
+
+    rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB", *(f"{j}, {noise}" for j in judges),
+             "gradient, share of fidelity's by quarter"]]  # fmt: skip
+    tried = [["contestant", "factor: points of mIoU (dB of PSNR on the frames)"]]
     order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n].get("gain", chosen[n]["miou"]))))
     seeds = len({r["seed"] for r in runs})
     seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
@@ -150,13 +175,17 @@ def screen(found: Found) -> list[str]:
         pick = chosen[name]
         run = next(r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"])
         shares = "; ".join(" ".join(text(v, 3) for v in values) for values in run["shares"].values()) or "–"
-        rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", text(pick["factor"], 2),
-                     text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True), shares])  # fmt: skip
+        rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", text(pick["factor"], 0),
+                     text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True),
+                     *(text(against(run, j, noise)[1], 1, 100, True) for j in judges), shares])  # fmt: skip
+        own = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: (r["factor"], r["seed"]))
+        gaps = [(r["factor"], *against(r)) for r in own]
+        tried.append([f"`{name}`", "; ".join(f"{factor:.3g}: {text(miou, 2, 100, True)} ({text(psnr, 3, 1, True)})" for factor, psnr, miou in gaps)])
     return [
         f"## The screen: held-out data, {seeds}", "",
         f"Mean over the held-out judges and levels, on frames that nobody trained on. Of the weights tried, the one with most mIoU at no more than"
         f" {found.record['budget']:.2f} dB below the control; those that cost more come last. {seeds.capitalize()}, no intervals: this chooses, it proves nothing.", "",
-        *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "",
+        *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "", "All weights that were tried:", "", *grid(tried),
     ]  # fmt: skip
 
 
@@ -288,44 +317,50 @@ def left_out(found: Found) -> list[str]:
     return ["## Left out, or stopped", "", *lines, ""] if lines else []
 
 
-def page(record: dict) -> str:
+def page(record: dict, kept: str = f"{BEGIN}\n{END}") -> str:
+    """``kept``: what people have written into the page, between two marks; the rest is written anew."""
     found = Found(record)
-    parts = (head, in_short, screen, final, photographs, harm, give_back, instead, left_out)
+    parts = (head, lambda _: [kept, ""], in_short, final, screen, photographs, harm, give_back, instead, left_out)
     return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
+
+
+def by_hand(text: str) -> str:
+    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
+    return found[0] if found else f"{BEGIN}\n{END}"
 
 
 def frontier(found: Found):
     """Each contestant's weights as a line: PSNR against the control to the right, mIoU upwards; final means with intervals."""
     from segaware.evaluation.figures import _pyplot
 
-    figure = _pyplot()(11, 6.5)
     noises = found.noises(found.frames)
-    axes = figure.subplots(1, 1 + bool(noises), squeeze=False)[0]
+    figure = _pyplot()(9, 5.5 * (1 + bool(noises)))
+    axes = figure.subplots(1 + bool(noises), 1, squeeze=False)[:, 0]
     runs = found.record["screen"]["runs"]
     control = next((r for r in runs if r["contestant"] == "fidelity" and "held_out" in r), None)
-
-    def means(run, name):
-        values = {key: [num(f["value"]) for f in run["held_out"] if f["contestant"] == name and f["noise"] != "clean" and f["measure"].startswith(key) and f["measure"] != "miou:home"] for key in ("psnr", "miou:")}  # fmt: skip
-        return [sum(v) / len(v) if v else math.nan for v in values.values()]
-
+    lines: dict[str, tuple[list[tuple[float, float]], str]] = {}  # by contestant: points, and colour
     if control is not None:
-        runs = [r for r in runs if r["seed"] == control["seed"]]
         zero = means(control, "fidelity")
-        for name in dict.fromkeys(r["contestant"] for r in runs if "held_out" in r):
-            here = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: r["factor"])
-            points = [means(r, name) for r in here]
-            x, y = [p[0] - zero[0] for p in points], [100 * (p[1] - zero[1]) for p in points]
-            axes[0].plot(x, y, "o-", ms=4, lw=1, color=COLOURS[found.group(name)], alpha=0.4 if "@" in name else 0.9)
-            axes[0].annotate(name, (x[-1], y[-1]), fontsize=7, xytext=(3, 2), textcoords="offset points")
-        shares = sorted((n for n in {f["contestant"] for f in control["held_out"]} if n.startswith("fidelity+")), key=lambda n: float(n.partition("+")[2]))
-        back = [zero, *(means(control, n) for n in shares)]
-        axes[0].plot([p[0] - zero[0] for p in back], [100 * (p[1] - zero[1]) for p in back], "s--", ms=4, lw=1, color=COLOURS["keep"], label="control, noise given back")
-        axes[0].legend(fontsize=8)
+
+        def place(run: dict, name: str) -> tuple[float, float]:
+            psnr, miou = means(run, name)
+            return psnr - zero[0], 100 * (miou - zero[1])
+
+        runs = sorted((r for r in runs if r["seed"] == control["seed"] and "held_out" in r), key=lambda r: r["factor"])
+        for name in dict.fromkeys(r["contestant"] for r in runs):
+            lines[name] = [place(r, name) for r in runs if r["contestant"] == name], COLOURS[found.group(name)]
+        shares = sorted({f["contestant"] for f in control["held_out"] if f["contestant"].startswith("fidelity+")}, key=lambda n: float(n.partition("+")[2]))
+        if shares:
+            lines["control, noise given back"] = [(0.0, 0.0), *(place(control, n) for n in shares)], COLOURS["keep"]
     axes[0].set_title("screen: held-out frames, all weights, one seed", fontsize=9)
+    for name, (points, colour) in lines.items():
+        axes[0].plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=colour, alpha=0.4 if "@" in name else 0.9)
+    named = {name: (max(points, key=lambda p: p[1]), colour) for name, (points, colour) in lines.items() if name != "fidelity"}
+    side_labels(axes[0], named, -2 * found.record["budget"])
     if noises:
-        noise = noises[-1]
+        named = {}
         for name in found.names(found.frames):
-            gap, psnr = found.gap(noise, name), found.row(found.frames, "psnr", noise, name)
+            gap, psnr = found.gap(noises[-1], name), found.row(found.frames, "psnr", noises[-1], name)
             against = (psnr or {}).get("against", {}).get("fidelity")
             if gap is None or not against:
                 continue
@@ -333,8 +368,9 @@ def frontier(found: Found):
             bars = None if math.isnan(low) else [[y - low], [high - y]]
             colour = COLOURS["keep" if name.endswith("+keep") else found.group(name)]
             axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
-            axes[1].annotate(name, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axes[1].set_title(f"final: reported frames, {noise}, all seeds", fontsize=9)
+            named[name] = (x, y), colour
+        axes[1].set_title(f"final: reported frames, {noises[-1]}, all seeds", fontsize=9)
+        side_labels(axes[1], named, -3 * found.record["budget"])
     for ax in axes:
         ax.axhline(0, color="black", lw=0.5)
         ax.axvline(0, color="black", lw=0.5)
@@ -342,6 +378,31 @@ def frontier(found: Found):
         ax.set_xlabel("PSNR against the control, dB (dotted: the budget)")
         ax.set_ylabel("mIoU across the held-out judges, points against the control")
     return figure
+
+
+def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float) -> None:
+    """Names on the right edge, tied to their points: the points that matter lie close together.
+
+    The view ends at ``left`` and a little below the control; what lies beyond is listed in a corner.
+    """
+    if not named:
+        return
+    top = max(0.0, *(y for (_, y), _ in named.values()))
+    low, high, right = -0.6 * max(top, 0.5), top + 0.15 * max(top, 0.5), 0.1 * -left
+    ax.set_xlim(left, right)
+    ax.set_ylim(low, high)
+    inside = {name: value for name, value in named.items() if left <= value[0][0] <= right and value[0][1] >= low}
+    gap, below = 0.036, 1.06
+    for name, (point, colour) in sorted(inside.items(), key=lambda item: -item[1][0][1]):
+        below = min(below - gap, (point[1] - low) / (high - low))
+        ax.annotate(
+            name, point, fontsize=7, color=colour, xytext=(1.02, below), textcoords="axes fraction", va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "lw": 0.4, "color": colour, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+    beyond = sorted(set(named) - set(inside), key=lambda name: -named[name][0][1])
+    if beyond:
+        words = ["out of view:", *(f"{name} ({x:+.2f} dB, {y:+.1f})" for name in beyond for x, y in [named[name][0]])]
+        ax.text(0.01, 0.02, "\n".join(words), fontsize=7, transform=ax.transAxes, va="bottom")
 
 
 def keep_curve(found: Found):
@@ -377,7 +438,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     try:
         record = json.loads(args.results.read_text(encoding="utf-8"))
-        written = page(record)
+        written = page(record, by_hand(args.out.read_text(encoding="utf-8") if args.out.is_file() else ""))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {args.results}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
     except KeyError as error:

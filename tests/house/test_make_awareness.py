@@ -61,9 +61,13 @@ def test_a_screen_alone(make, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(record()))
     page = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "page" / "awareness.md")])
     text = page.read_text()
-    assert "2.00 | -0.050" in text and "have not been measured yet" in text and "## The final" not in text
+    assert "+2.00 | -0.050 | +2.0 | +2.0 |" in text and "| `kl` | 3: +2.00 (-0.050) |" in text
+    assert "have not been measured yet" in text and "## The final" not in text
     assert "dms`: needs a second" in text and "awareness dominates" in text
     assert {p.name for p in (tmp_path / "page/images").iterdir()} == {"awareness-frontier.png", "awareness-keep.png"}
+    page.write_text(text.replace(make.END, f"Ours.\n{make.END}"))
+    again = make.main([str(tmp_path / "results.json"), "--out", str(page)]).read_text()
+    assert again == text.replace(make.END, f"Ours.\n{make.END}"), "what people wrote stays, once"
 
 
 def test_the_whole(make, tmp_path):
