@@ -233,6 +233,8 @@ ENTRANTS: dict[str, Entrant] = {
     "kl-t3": Entrant("later", "the same at temperature 3", one(lambda kit: ConsistencyLoss(kit.home, temperature=3.0))),
     "features-kl": Entrant("later", "middle features and KL, half of the gradient each",
                            lambda kit: [(0.5, ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))]),
+    "features-entropy": Entrant("later", "middle features and entropy of the trained segmenter, half of the gradient each",
+                                lambda kit: [(0.5, ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), (0.5, EntropySegAwareLoss(kit.home))]),
     "jacobian": Entrant("later", "Jacobian-weighted fidelity, exact", one(lambda kit: JacobianLoss(kit.home)), random=True),
     "fisher": Entrant("later", "Fisher-weighted fidelity, exact", one(lambda kit: FisherLoss(kit.home)), random=True),
     "sensitivity": Entrant("later", "cached diagonal of the Jacobian: no segmenter in the loop",
