@@ -400,6 +400,8 @@ def test_smoke(arena, tmp_path, monkeypatch, capsys):
     assert all(len(row["seeds"]) == 2 for row in rows) and found["gaps"]
     assert "same-class" in {row["measure"] for row in found["reported"]["photographs"]["rows"]}
     assert {row["segmenter"] for row in found["instead"]["rows"]} == {"home", "tuned on noisy", "tuned on denoised"}
+    cells = [json.loads(line)["key"] for file in tmp_path.glob("final/*/test-*/cells.jsonl") for line in file.read_text().splitlines()]
+    assert cells and len(cells) == len(set(cells)), "what is the same for all, the noisy images, is measured once"
     capsys.readouterr()
     monkeypatch.setattr(arena, "train", lambda *_: pytest.fail("a finished training was repeated"))
     again = arena.main(["--smoke", "--out", str(tmp_path)])
