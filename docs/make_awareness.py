@@ -352,25 +352,29 @@ def frontier(found: Found):
         shares = sorted({f["contestant"] for f in control["held_out"] if f["contestant"].startswith("fidelity+")}, key=lambda n: float(n.partition("+")[2]))
         if shares:
             lines["control, noise given back"] = [(0.0, 0.0), *(place(control, n) for n in shares)], COLOURS["keep"]
-    axes[0].set_title("screen: held-out frames, all weights, one seed", fontsize=9)
+    words = "orange: terms of the papers; blue: later ones; grey: controls; green: noise given back"
+    axes[0].set_title(f"screen: held-out frames, all weights, one seed\n{words}", fontsize=9)
     for name, (points, colour) in lines.items():
         axes[0].plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=colour, alpha=0.4 if "@" in name else 0.9)
     named = {name: (max(points, key=lambda p: p[1]), colour) for name, (points, colour) in lines.items() if name != "fidelity"}
     side_labels(axes[0], named, -2 * found.record["budget"])
     if noises:
-        named = {}
+        named, highest = {}, 0.0
         for name in found.names(found.frames):
             gap, psnr = found.gap(noises[-1], name), found.row(found.frames, "psnr", noises[-1], name)
             against = (psnr or {}).get("against", {}).get("fidelity")
             if gap is None or not against:
                 continue
             x, y, low, high = num(against["difference"]), *(100 * num(gap[k]) for k in ("gain", "gain_low", "gain_high"))
+            if named.get(name.removesuffix("+keep"), ((), ""))[0] == (x, y):
+                continue  # nothing was given back
             bars = None if math.isnan(low) else [[y - low], [high - y]]
+            highest = max(highest, y if math.isnan(high) else high)
             colour = COLOURS["keep" if name.endswith("+keep") else found.group(name)]
             axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
             named[name] = (x, y), colour
         axes[1].set_title(f"final: reported frames, {noises[-1]}, all seeds", fontsize=9)
-        side_labels(axes[1], named, -3 * found.record["budget"])
+        side_labels(axes[1], named, -2 * found.record["budget"], highest)
     for ax in axes:
         ax.axhline(0, color="black", lw=0.5)
         ax.axvline(0, color="black", lw=0.5)
@@ -380,15 +384,15 @@ def frontier(found: Found):
     return figure
 
 
-def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float) -> None:
+def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float, highest: float = 0.0) -> None:
     """Names on the right edge, tied to their points: the points that matter lie close together.
 
-    The view ends at ``left`` and a little below the control; what lies beyond is listed in a corner.
+    The view ends at ``left``, a little below the control and above ``highest``; what lies beyond is listed in a corner.
     """
     if not named:
         return
-    top = max(0.0, *(y for (_, y), _ in named.values()))
-    low, high, right = -0.6 * max(top, 0.5), top + 0.15 * max(top, 0.5), 0.1 * -left
+    top = max(highest, *(y for (_, y), _ in named.values()))
+    low, high, right = -0.6 * max(top, 0.5), top + 0.1 * max(top, 0.5), 0.1 * -left
     ax.set_xlim(left, right)
     ax.set_ylim(low, high)
     inside = {name: value for name, value in named.items() if left <= value[0][0] <= right and value[0][1] >= low}
