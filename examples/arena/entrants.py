@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from segaware import FPNSegmenter
 from segaware.entries import locate, read_config
-from segaware.errors import InputError, closest
+from segaware.errors import InputError, ModelError, closest
 from segaware.evaluation.sources import CAMVID_CLASSES
+from segaware.losses.backbone_features import BackboneFeatures
 from segaware.losses.consistency import ConsistencyLoss
 from segaware.losses.d2sm import D2SMLoss
 from segaware.losses.entropy import EntropySegAwareLoss, entropy
@@ -36,28 +37,12 @@ class Skip(Exception):
     """A contestant that cannot take part here, with the reason."""
 
 
-class Features(nn.Module):
-    """Levels of a segmenter's backbone as a list of feature maps (from stride 4 on); images in [0, 1].
-
-    Each level is divided by its root mean square on ``clean`` patches: backbones differ by orders of
-    magnitude, and a pool of them would be a pool of one.
-    """
-
-    def __init__(self, segmenter: nn.Module, clean: list[Tensor], *levels: int) -> None:
-        super().__init__()
-        self.body = getattr(segmenter, "backbone", None) or getattr(segmenter, "trunk", None)
-        if self.body is None:
-            raise Skip(f"a {type(segmenter).__name__} shows no backbone")
-        self.segmenter, self.levels = segmenter, levels
-        self.scales = [1.0] * len(levels)
-        with torch.no_grad():
-            seen = [[float(m.square().mean()) for m in self(images)] for images in clean]
-        self.scales = [max(1e-12, sum(column) / len(seen)) ** 0.5 for column in zip(*seen, strict=True)]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.body((images - self.segmenter.mean) / self.segmenter.std)
-        maps = [m for m in maps if m.shape[-1] <= -(-images.shape[-1] // 4)]  # smp's begin with the image
-        return [maps[level] / scale for level, scale in zip(self.levels, self.scales, strict=True)]
+def features(segmenter: nn.Module, clean: list[Tensor], *levels: int) -> BackboneFeatures:
+    """Levels of a segmenter's backbone on one scale: backbones differ by orders of magnitude, and a pool of them would be a pool of one."""
+    try:
+        return BackboneFeatures(segmenter, levels).calibrate(clean)
+    except ModelError as error:
+        raise Skip(str(error)) from error
 
 
 class Detached(nn.Module):
@@ -189,7 +174,7 @@ def one(make: Callable[[Kit], nn.Module]) -> Callable[[Kit], Terms]:
 
 
 def liu(kit: Kit) -> nn.Module:
-    return ConsistencyLoss(features=Features(kit.home, kit.clean(), 0))
+    return ConsistencyLoss(features=features(kit.home, kit.clean(), 0))
 
 
 ENTRANTS: dict[str, Entrant] = {
@@ -226,15 +211,15 @@ ENTRANTS: dict[str, Entrant] = {
                    one(lambda kit: TaskLoss(kit.second)), labels="true"),
     # later work and ours, all without labels
     "features-mid": Entrant("later", "segmenter's features, middle level",
-                            one(lambda kit: ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), random=True),
+                            one(lambda kit: ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), random=True),
     "features-last": Entrant("later", "segmenter's features, last level",
-                             one(lambda kit: ConsistencyLoss(features=Features(kit.home, kit.clean(), -1))), random=True),
+                             one(lambda kit: ConsistencyLoss(features=features(kit.home, kit.clean(), -1))), random=True),
     "kl": Entrant("later", "KL to the prediction on the clean image", one(lambda kit: ConsistencyLoss(kit.home)), random=True),
     "kl-t3": Entrant("later", "the same at temperature 3", one(lambda kit: ConsistencyLoss(kit.home, temperature=3.0))),
     "features-kl": Entrant("later", "middle features and KL, half of the gradient each",
-                           lambda kit: [(0.5, ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))]),
+                           lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))]),
     "features-entropy": Entrant("later", "middle features and entropy of the trained segmenter, half of the gradient each",
-                                lambda kit: [(0.5, ConsistencyLoss(features=Features(kit.home, kit.clean(), 1))), (0.5, EntropySegAwareLoss(kit.home))]),
+                                lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, EntropySegAwareLoss(kit.home))]),
     "jacobian": Entrant("later", "Jacobian-weighted fidelity, exact", one(lambda kit: JacobianLoss(kit.home)), random=True),
     "fisher": Entrant("later", "Fisher-weighted fidelity, exact", one(lambda kit: FisherLoss(kit.home)), random=True),
     "sensitivity": Entrant("later", "cached diagonal of the Jacobian: no segmenter in the loop",
@@ -247,7 +232,7 @@ ENTRANTS: dict[str, Entrant] = {
                           one(lambda kit: D2SMLoss(kit.imagenet.features, queue=128, patch=48, normalize="imagenet",
                                                    anchors="clean"))),
     "pool-features": Entrant("later", "judge pool on the features (middle level)",
-                             one(lambda kit: JudgePoolLoss(kit.pool, lambda net: ConsistencyLoss(features=Features(net, kit.clean(), 1))))),
+                             one(lambda kit: JudgePoolLoss(kit.pool, lambda net: ConsistencyLoss(features=features(net, kit.clean(), 1))))),
     "pool-kl": Entrant("later", "judge pool on KL", one(lambda kit: JudgePoolLoss(kit.pool)), random=True),
     "pool-jacobian": Entrant("later", "judge pool on the Jacobian", one(lambda kit: JudgePoolLoss(kit.pool, JacobianLoss))),
 }  # fmt: skip

@@ -79,11 +79,11 @@ def test_weights_give_the_stated_share(setting, name):
 
 
 def test_features_of_all_segmenters_have_one_scale(setting):
-    from arena.entrants import Features, Kit
+    from arena.entrants import Kit, features
 
     kit = Kit(setting)
     for levels in ((0,), (1, -1)):
-        maps = Features(kit.home, kit.clean(), *levels)(torch.cat(kit.clean()))
+        maps = features(kit.home, kit.clean(), *levels)(torch.cat(kit.clean()))
         assert [float(m.detach().square().mean()) for m in maps] == pytest.approx([1.0] * len(levels), rel=1e-3)
 
 

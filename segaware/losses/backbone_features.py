@@ -1,0 +1,75 @@
+"""What a segmenter's backbone sees, for :class:`segaware.losses.consistency.ConsistencyLoss`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segaware.errors import InputError, ModelError
+
+__all__ = ["BackboneFeatures"]
+
+
+class BackboneFeatures(nn.Module):
+    """Levels of a segmenter's backbone, from stride 4 on: ``ConsistencyLoss(features=BackboneFeatures(segmenter))``.
+
+    Args:
+        segmenter: one of this package (it has a ``backbone`` or a ``trunk``, a ``mean`` and a ``std``).
+            Of others give a callable of your own as ``features=``.
+        levels: which of the levels, finest (stride 4) first; the default is the middle one of three.
+
+    Shape: images ``(B, 3, H, W)`` in [0, 1] -> a list of feature maps, one a level.
+
+    Raises:
+        ModelError: a segmenter that shows no backbone, or has fewer levels.
+
+    Source: ours; Liu et al. 2020 compare features of stride 4 through their joint loss.
+    """
+
+    scales: Tensor
+
+    def __init__(self, segmenter: nn.Module, levels: Sequence[int] = (1,)) -> None:
+        super().__init__()
+        body = _body(segmenter)
+        if not isinstance(body, nn.Module) or not all(hasattr(segmenter, name) for name in ("mean", "std")):
+            raise ModelError(
+                f"BackboneFeatures: a {type(segmenter).__name__} shows no backbone with mean and std;"
+                " give ConsistencyLoss(features=...) a callable from images to its feature maps"
+            )
+        self.segmenter, self.levels = segmenter, tuple(levels)
+        self.register_buffer("scales", torch.ones(len(self.levels)), persistent=False)
+
+    @torch.no_grad()
+    def calibrate(self, clean: Tensor | Iterable[Tensor]) -> BackboneFeatures:
+        """Divide each level by its root mean square on clean patches, so that a weight means much the same for every segmenter.
+
+        Args:
+            clean: a batch ``(B, 3, H, W)`` in [0, 1], or several.
+
+        Returns:
+            This module.
+        """
+        batches = [clean] if isinstance(clean, Tensor) else list(clean)
+        if not batches:
+            raise InputError("BackboneFeatures.calibrate: no clean patches; give one batch at least")
+        self.scales.fill_(1.0)
+        seen = [[float(level.square().mean()) for level in self(images)] for images in batches]
+        for index, column in enumerate(zip(*seen, strict=True)):
+            self.scales[index] = max(1e-12, sum(column) / len(seen)) ** 0.5
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        segmenter: Any = self.segmenter
+        maps = _body(segmenter)((images - segmenter.mean) / segmenter.std)
+        maps = [m for m in maps if m.shape[-1] <= -(-images.shape[-1] // 4)]  # smp's begin with the image
+        try:
+            return [maps[level] / scale for level, scale in zip(self.levels, self.scales.to(images.dtype), strict=True)]
+        except IndexError:
+            raise ModelError(f"BackboneFeatures: levels {list(self.levels)} of a backbone with {len(maps)}; the finest is 0, the coarsest -1") from None
+
+
+def _body(segmenter: Any) -> Any:
+    return getattr(segmenter, "backbone", None) or getattr(segmenter, "trunk", None)
