@@ -19,7 +19,7 @@ class BackboneFeatures(nn.Module):
     Args:
         segmenter: one of this package (it has a ``backbone`` or a ``trunk``, a ``mean`` and a ``std``).
             Of others give a callable of your own as ``features=``.
-        levels: which of the levels, finest (stride 4) first; the default is the middle one of three.
+        levels: which of the levels, finest (stride 4) first; the default is the second (stride 8).
 
     Shape: images ``(B, 3, H, W)`` in [0, 1] -> a list of feature maps, one a level.
 
