@@ -175,7 +175,7 @@ def screen(found: Found) -> list[str]:
         pick = chosen[name]
         run = next(r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"])
         shares = "; ".join(" ".join(text(v, 3) for v in values) for values in run["shares"].values()) or "–"
-        rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", text(pick["factor"], 0),
+        rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", f"{pick['factor']:.3g}",
                      text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True),
                      *(text(against(run, j, noise)[1], 1, 100, True) for j in judges), shares])  # fmt: skip
         own = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: (r["factor"], r["seed"]))
@@ -183,7 +183,7 @@ def screen(found: Found) -> list[str]:
         tried.append([f"`{name}`", "; ".join(f"{factor:.3g}: {text(miou, 2, 100, True)} ({text(psnr, 3, 1, True)})" for factor, psnr, miou in gaps)])
     return [
         f"## The screen: held-out data, {seeds}", "",
-        f"Mean over the held-out judges and levels, on frames that nobody trained on. Of the weights tried, the one with most mIoU at no more than"
+        f"Mean over the held-out judges and levels, on frames that no denoiser and no judge trained on. Of the weights tried, the one with most mIoU at no more than"
         f" {found.record['budget']:.2f} dB below the control; those that cost more come last. {seeds.capitalize()}, no intervals: this chooses, it proves nothing.", "",
         *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "", "All weights that were tried:", "", *grid(tried),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError, ModelError
 
 __all__ = ["BackboneFeatures"]
@@ -19,12 +20,13 @@ class BackboneFeatures(nn.Module):
     Args:
         segmenter: one of this package (it has a ``backbone`` or a ``trunk``, a ``mean`` and a ``std``).
             Of others give a callable of your own as ``features=``.
-        levels: which of the levels, finest (stride 4) first; the default is the second (stride 8).
+        levels: which of the levels, finest (stride 4) first, -1 the coarsest; the default is the second (stride 8).
 
     Shape: images ``(B, 3, H, W)`` in [0, 1] -> a list of feature maps, one a level.
 
     Raises:
         ModelError: a segmenter that shows no backbone, or has fewer levels.
+        InputError: levels that are no whole numbers, or none.
 
     Source: ours; Liu et al. 2020 compare features of stride 4 through their joint loss.
     """
@@ -39,6 +41,8 @@ class BackboneFeatures(nn.Module):
                 f"BackboneFeatures: a {type(segmenter).__name__} shows no backbone with mean and std;"
                 " give ConsistencyLoss(features=...) a callable from images to its feature maps"
             )
+        if not levels or not all(isinstance(level, int) for level in levels):
+            raise InputError(f"BackboneFeatures: levels {levels!r}; give whole numbers, e.g. (1,) for stride 8, (0, 1) for strides 4 and 8")
         self.segmenter, self.levels = segmenter, tuple(levels)
         self.register_buffer("scales", torch.ones(len(self.levels)), persistent=False)
 
@@ -51,10 +55,17 @@ class BackboneFeatures(nn.Module):
 
         Returns:
             This module.
+
+        Raises:
+            InputError: no patches, or such that are no images in [0, 1].
         """
         batches = [clean] if isinstance(clean, Tensor) else list(clean)
         if not batches:
             raise InputError("BackboneFeatures.calibrate: no clean patches; give one batch at least")
+        for images in batches:
+            check_images(images, channels=3, where="BackboneFeatures.calibrate")
+            check_finite(images, where="BackboneFeatures.calibrate")
+            check_range(images, where="BackboneFeatures.calibrate")
         self.scales.fill_(1.0)
         seen = [[float(level.square().mean()) for level in self(images)] for images in batches]
         for index, column in enumerate(zip(*seen, strict=True)):

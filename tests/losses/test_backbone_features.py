@@ -56,3 +56,14 @@ def test_what_has_no_backbone_or_not_so_many_levels(fpn):
         BackboneFeatures(nn.Sequential(nn.Conv2d(3, 4, 3)))
     with pytest.raises(ModelError, match=r"levels \[7\] of a backbone with 3"):
         BackboneFeatures(fpn, (7,))(torch.rand(1, 3, 32, 32))
+    for levels in ((), "1", (1.5,)):
+        with pytest.raises(InputError, match="whole numbers"):
+            BackboneFeatures(fpn, levels)
+
+
+@pytest.mark.parametrize("clean", [torch.full((1, 3, 32, 32), 200.0), torch.full((1, 3, 32, 32), torch.nan), torch.rand(3, 32, 32), torch.rand(1, 1, 32, 32)])
+def test_patches_that_are_no_images_are_not_calibrated_on(fpn, clean):
+    features = BackboneFeatures(fpn)
+    with pytest.raises(InputError, match="calibrate"):
+        features.calibrate(clean)
+    assert float(features.scales) == 1
