@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
+from by_hand import BEGIN, END, kept
+
 DOCS = Path(__file__).parent
-BEGIN, END = "<!-- what we read from it, by hand -->", "<!-- end of it -->"
 COLOURS = {"control": "#666666", "seed": "#D55E00", "later": "#0072B2", "keep": "#009E73"}
 NUMBERS = {"inf": math.inf, "-inf": -math.inf}
 
@@ -317,16 +317,11 @@ def left_out(found: Found) -> list[str]:
     return ["## Left out, or stopped", "", *lines, ""] if lines else []
 
 
-def page(record: dict, kept: str = f"{BEGIN}\n{END}") -> str:
-    """``kept``: what people have written into the page, between two marks; the rest is written anew."""
+def page(record: dict, words: str = f"{BEGIN}\n{END}") -> str:
+    """``words``: what people have written into the page, between two marks; the rest is written anew."""
     found = Found(record)
-    parts = (head, lambda _: [kept, ""], in_short, final, screen, photographs, harm, give_back, instead, left_out)
+    parts = (head, lambda _: [words, ""], in_short, final, screen, photographs, harm, give_back, instead, left_out)
     return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
-
-
-def by_hand(text: str) -> str:
-    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
-    return found[0] if found else f"{BEGIN}\n{END}"
 
 
 def frontier(found: Found):
@@ -442,7 +437,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     try:
         record = json.loads(args.results.read_text(encoding="utf-8"))
-        written = page(record, by_hand(args.out.read_text(encoding="utf-8") if args.out.is_file() else ""))
+        written = page(record, kept(args.out))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {args.results}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
     except KeyError as error:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import re
 import sys
 from pathlib import Path
 
+from by_hand import kept
 from PIL import Image
 
 from segaware.entries import read_config, shipped_folder, shipped_names
@@ -39,7 +39,6 @@ SHARES = ("0.03", "0.06")
 OURS = ("dncnn-blind", "liu-blind")
 #: Frame with cars, people and poles, for the strip.
 FRAME = "0016E5_08041"
-BEGIN, END = "<!-- what we read from it, by hand -->", "<!-- end of it -->"
 #: docs/images is looked at in a browser: no wider than this.
 WIDEST = 1500
 
@@ -143,13 +142,6 @@ def question(summary, pairs):
             f" ({len(measures)} judges x {len(noises)} levels): {up} for the first, {down} for the second."
         )
     return grid(rows), words
-
-
-def kept(page):
-    """What people have written into the page, between two marks: the only part that is not written anew."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
-    return found[0] if found else f"{BEGIN}\n{END}"
 
 
 def save(figure, name):

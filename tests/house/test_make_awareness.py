@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def make():
+    sys.path.insert(0, str(DOCS))  # as for a script
     spec = importlib.util.spec_from_file_location("make_awareness", DOCS / "make_awareness.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,13 @@
+"""What people write into a page that a script writes: the part between two marks stays."""
+
+import re
+from pathlib import Path
+
+BEGIN, END = "<!-- what we read from it, by hand -->", "<!-- end of it -->"
+
+
+def kept(page: Path) -> str:
+    """That part of a page with its marks; the marks alone where there is none."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
+    return found[0] if found else f"{BEGIN}\n{END}"
