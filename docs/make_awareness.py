@@ -1,8 +1,9 @@
 """Write docs/awareness.md and its figures from the JSON of examples/compare_awareness.py.
 
-    python docs/make_awareness.py arena/results.json
+    python docs/make_awareness.py arena/results.json --again "from a better start" arena-better/results.json
 
-Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page.
+Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page; ``--again``,
+repeatable, adds the final of another comparison (another start, other steps) in one table, under the words before it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from by_hand import BEGIN, END, kept
@@ -310,6 +312,28 @@ def instead(found: Found) -> list[str]:
     ]  # fmt: skip
 
 
+def again(title: str, found: Found) -> list[str]:
+    """The final of another comparison, short: is what was found here found there?"""
+    source, setting = found.frames, found.record["setting"]
+    if not source:
+        return []
+    steps = sorted({run["steps"] for run in found.record["final"]["runs"]})
+    seeds = sorted({run["seed"] for run in found.record["final"]["runs"]})
+    judges = [judge for judge in source["judges"] if judge != "home"]
+    rows = [["level", "contestant", "PSNR, dB", "mIoU across judges, gain in points", "of the gap, %", "over given-back noise", *judges, "training segmenter"]]
+    for noise in found.noises(source):
+        for name in found.names(source):
+            gap = found.gap(noise, name) or {}
+            cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
+            rows.append([noise, f"`{name}`", text((found.row(source, "psnr", noise, name) or {}).get("value")), bracket(gap, "gain"),
+                         bracket(gap, "closed", 0, 100, False), bracket(gap, "over_keep"), *cells])  # fmt: skip
+    return [
+        f"## Again: {title}", "",
+        f"Start: `{Path(str(setting['start'])).name}`; {', '.join(map(str, steps))} steps, rate {setting['learning_rate']:g};"
+        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; else as above.", "", *grid(rows),
+    ]  # fmt: skip
+
+
 def left_out(found: Found) -> list[str]:
     lines = [f"- `{name}`: {reason}" for name, reason in found.record.get("skipped", {}).items()]
     lines += [f"- {phase}: `{r['contestant']}`, factor {text(r['factor'])}, seed {r['seed']}: {r['error']}"
@@ -317,10 +341,14 @@ def left_out(found: Found) -> list[str]:
     return ["## Left out, or stopped", "", *lines, ""] if lines else []
 
 
-def page(record: dict, words: str = f"{BEGIN}\n{END}") -> str:
-    """``words``: what people have written into the page, between two marks; the rest is written anew."""
+def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[str, dict]] = ()) -> str:
+    """``words``: what people have written into the page, between two marks; the rest is written anew.
+
+    ``others``: titles and JSONs of further comparisons.
+    """
     found = Found(record)
-    parts = (head, lambda _: [words, ""], in_short, final, screen, photographs, harm, give_back, instead, left_out)
+    further = [line for title, other in others for line in again(title, Found(other))]
+    parts = (head, lambda _: [words, ""], in_short, final, lambda _: further, screen, photographs, harm, give_back, instead, left_out)
     return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
 
 
@@ -430,18 +458,26 @@ def keep_curve(found: Found):
     return figure
 
 
+def loaded(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {file}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
+
+
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the comparison")
     parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it")
+    parser.add_argument("--again", nargs=2, action="append", default=[], metavar=("TITLE", "RESULTS"), help="a further comparison")
     args = parser.parse_args(argv)
+    record, *others = [loaded(file) for file in (args.results, *(Path(file) for _, file in args.again))]
+    titles = [title for title, _ in args.again]
     try:
-        record = json.loads(args.results.read_text(encoding="utf-8"))
-        written = page(record, kept(args.out))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {args.results}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
+        written = page(record, kept(args.out), list(zip(titles, others, strict=True)))
     except KeyError as error:
-        sys.exit(f"error: {args.results}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
+        files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again)))
+        sys.exit(f"error: {files}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
     from segaware.evaluation.figures import png
 
     images = args.out.parent / "images"

@@ -25,7 +25,7 @@ from segaware.guarded import build_within, check_arguments, compare, read_json, 
 __all__ = ["CONFIG", "DEFAULT_MODEL", "WEIGHTS", "build_for", "fill", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
 
 #: What ``denoise`` uses when no model is named.
-DEFAULT_MODEL = "dncnn-blind"
+DEFAULT_MODEL = "segaware-blind"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SHIPPED = Path(__file__).parent / "weights"

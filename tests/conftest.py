@@ -78,7 +78,7 @@ def shipped(tmp_path, monkeypatch):
     measured = {"psnr": {"15": 33.5, "25": 31.0}, "command": "python score.py"}
     noise, data = "AWGN, sigma 0-55", {"name": "BSDS500 train", "terms": "research"}
     write_entry(
-        zoo / "dncnn-blind",
+        zoo / "segaware-blind",
         DnCNN(depth=3, width=4),
         {"training_noise": noise, "training_data": data, "measured": measured},
     )

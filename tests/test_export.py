@@ -192,9 +192,9 @@ def test_the_command(shipped, tmp_path):
     assert [line.split()[:7] for line in lines[2:]] == ["1 x 3 x 64 x 96".split(), "3 x 3 x 45 x 70".split()]
     again = run("torch", "ffdnet", tmp_path / "a.pt2")
     assert again.exit_code == 2 and "--overwrite" in again.stderr
-    record = json.loads(run("torch", "dncnn-blind", tmp_path / "b.pt2", "--size", "8x9", "--json").stdout)
+    record = json.loads(run("torch", "segaware-blind", tmp_path / "b.pt2", "--size", "8x9", "--json").stdout)
     assert record["inputs"] == {"noisy": [1, 3, 8, 9]} and len(record["checks"]) == 2
-    assert run("torch", "dncnn-blind", tmp_path / "c.pt2", "--size", "8").exit_code == 2
+    assert run("torch", "segaware-blind", tmp_path / "c.pt2", "--size", "8").exit_code == 2
 
 
 @recent
@@ -202,10 +202,10 @@ def test_the_command_for_onnx(shipped, tmp_path):
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    result = run("onnx", "dncnn-blind", tmp_path / "a.onnx", "--size", "8x8")
+    result = run("onnx", "segaware-blind", tmp_path / "a.onnx", "--size", "8x8")
     assert result.exit_code == 0, result.output
     kept = {entry.key: entry.value for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
-    assert kept["source"] == "dncnn-blind" and kept["training_noise"] == "AWGN, sigma 0-55"
+    assert kept["source"] == "segaware-blind" and kept["training_noise"] == "AWGN, sigma 0-55"
 
 
 # --- what the networks are built with ---------------------------------------------------------

@@ -121,7 +121,7 @@ def test_it_composes(transform, image):
 
 
 def test_it_travels(shipped, image):
-    by_name = Denoise("dncnn-blind")
+    by_name = Denoise("segaware-blind")
     assert len(pickle.dumps(by_name)) < 2000  # the name, not the weights
     assert torch.equal(pickle.loads(pickle.dumps(by_name))(image), by_name(image))
     given = Denoise(FFDNet(depth=3, width=4), sigma=0.1)

@@ -1,6 +1,6 @@
 """Denoise a folder or a bucket with Ray, on one machine or a cluster, into images or tar shards.
 
-    python examples/bulk/denoise_with_ray.py photos clean --model dncnn-blind --workers 4
+    python examples/bulk/denoise_with_ray.py photos clean --model segaware-blind --workers 4
     python examples/bulk/denoise_with_ray.py s3://bucket/photos s3://bucket/clean --form shards --address auto
 
 The list of images is cut into units of ``--unit`` images. A worker takes a unit, denoises it, writes
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", help="folder or fsspec address of the images, with all below it")
     parser.add_argument("target", help="folder or address of the results; a killed run goes on there")
     parser.add_argument("--form", choices=("images", "shards"), default="images")
-    parser.add_argument("--model", default="dncnn-blind", help="name, folder (there on every machine) or OWNER/NAME of the Hub")
+    parser.add_argument("--model", default="segaware-blind", help="name, folder (there on every machine) or OWNER/NAME of the Hub")
     parser.add_argument("--sigma", help="noise level in 8-bit units, or auto, for models that take one")
     parser.add_argument("--unit", type=int, default=256, help="images in a unit, and in a shard")
     parser.add_argument("--workers", type=int, help="at most; default: as many as the processors allow")

@@ -59,7 +59,7 @@ def main(model: str, steps: int, workers: int = 0) -> tuple[list[float], float]:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--model", default="dncnn-blind")
+    arguments.add_argument("--model", default="segaware-blind")
     arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--workers", type=int, default=0)
     main(**vars(arguments.parse_args()))

@@ -18,7 +18,7 @@ from segaware import Denoise
 class DenoisedDetector(nn.Module):
     """Called as the detector is: a list of images in [0, 1], and targets while training."""
 
-    def __init__(self, detector: nn.Module, model: str = "dncnn-blind", sigma: float | str | None = None) -> None:
+    def __init__(self, detector: nn.Module, model: str = "segaware-blind", sigma: float | str | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.denoise = Denoise(model, sigma=sigma)  # without parameters and without gradient
@@ -62,6 +62,6 @@ def main(model: str, steps: int) -> tuple[list[float], dict[str, Tensor]]:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--model", default="dncnn-blind")
+    arguments.add_argument("--model", default="segaware-blind")
     arguments.add_argument("--steps", type=int, default=30)
     main(**vars(arguments.parse_args()))

@@ -43,7 +43,7 @@ class DenoiseBatch:
     ::
 
         photos = ray.data.read_images("s3://bucket/photos")
-        photos.map_batches(DenoiseBatch, fn_constructor_kwargs={"model": "dncnn-blind"}, concurrency=8, batch_size=16)
+        photos.map_batches(DenoiseBatch, fn_constructor_kwargs={"model": "segaware-blind"}, concurrency=8, batch_size=16)
 
     The model is opened at the first batch, once per worker process.
 

@@ -19,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command(cls=Command)
 @click.argument("source", metavar="CLEAN_DIR", type=_PATH)
-@click.option("-m", "--model", "models", multiple=True, metavar="SPEC", help="See below; repeat to compare. [dncnn-blind]")
+@click.option("-m", "--model", "models", multiple=True, metavar="SPEC", help="See below; repeat to compare. [segaware-blind]")
 @click.option("-s", "--sigma", "sigmas", multiple=True, type=float, help="Gaussian noise in 8-bit units; repeatable. [25]")
 @click.option("--noise", "noises", multiple=True, metavar="TEXT", help="Other noise: 'peak 30' (Poisson), 'peak 30 + sigma 10'.")
 @click.option("--harm/--no-harm", default=False, help="Also denoise the clean images: does it do harm?")
@@ -50,7 +50,7 @@ def evaluate(**options: Any) -> None:
 
     \b
     A SPEC is one of
-      dncnn-blind               a model that ships, or a model's folder
+      segaware-blind            a model that ships, or a model's folder
       owner/name[@revision]     a repository of the Hugging Face Hub
       DnCNN:weights.pth         a state dict in one of segaware's architectures
       spandrel:file.pth         a file that spandrel knows

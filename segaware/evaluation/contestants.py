@@ -1,6 +1,6 @@
 """Whatever gives a denoised image for a noisy one, under a name and with a key for the cache.
 
-A *spec* names one: a model (``dncnn-blind``, a model's folder, ``owner/name`` of the Hub,
+A *spec* names one: a model (``segaware-blind``, a model's folder, ``owner/name`` of the Hub,
 ``DnCNN:weights.pth``, ``spandrel:file.pth``), a folder of ready images, ``nlm``, ``wavelet``, ``tv``, ``bm3d``, or
 ``noisy``; ``NAME=`` before it gives it another name, ``+0.03`` after it gives 3 % of the noise back,
 ``+machine`` what the model's own table says (``denoise(..., keep="machine")``).

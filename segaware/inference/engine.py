@@ -92,7 +92,7 @@ class Engine:
 
     As a context manager it keeps freed memory between images::
 
-        with Engine("dncnn-blind") as engine:
+        with Engine("segaware-blind") as engine:
             for path in paths:
                 engine(path).save(out / path.name)
     """

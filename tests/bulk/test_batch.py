@@ -87,7 +87,7 @@ def test_a_new_column_keeps_the_noisy_one():
     assert made["image"] is images and np.array_equal(made["clean"][0], segaware.denoise(images[0]))
 
 
-@pytest.mark.parametrize(("model", "options"), [("dncnn-blind", {}), ("ffdnet", {"sigma": "auto"}), ("ffdnet", {"sigma": 0.1})])
+@pytest.mark.parametrize(("model", "options"), [("segaware-blind", {}), ("ffdnet", {"sigma": "auto"}), ("ffdnet", {"sigma": 0.1})])
 def test_together_is_as_alone(model, options):
     images = column(picture(seed=0), picture(9, 7, seed=1), picture(seed=2), picture(dtype=np.uint16), picture(channels=1), picture(channels=1))
     alone, joined = (DenoiseBatch(model, together=t, **options)({"image": images}) for t in (False, True))
@@ -117,7 +117,7 @@ def test_sigma_is_given_estimated_or_refused():
         DenoiseBatch("ffdnet")({"image": images})
     for sigma in (0.1, "auto"):  # nor is that the fault of an image
         with pytest.raises(InputError, match="call it without"):
-            DenoiseBatch("dncnn-blind", sigma=sigma, errors="row")({"image": images})
+            DenoiseBatch("segaware-blind", sigma=sigma, errors="row")({"image": images})
     with pytest.raises(InputError, match="25/255|divide"):
         DenoiseBatch("ffdnet", sigma=25)({"image": images})
     with pytest.raises(InputError, match="drop or rename"):
@@ -243,7 +243,7 @@ def test_a_folder_whose_weights_were_replaced_is_read_again(tmp_path):
         results.append(DenoiseBatch(tmp_path / "mine")(images)["image"])
         hashes.append(model_hash(tmp_path / "mine"))
     assert not np.array_equal(*results) and hashes[0] != hashes[1]
-    assert model_hash("ffdnet") != model_hash("dncnn-blind")
+    assert model_hash("ffdnet") != model_hash("segaware-blind")
 
 
 def test_threads_are_those_that_ray_assigns(monkeypatch):

@@ -39,7 +39,7 @@ def test_one_file(run, here):
     source = save(here / "a.png")
     result = run("a.png", "-o", "b.png")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "b.png\n", "")
-    expected = segaware.denoise(source, "dncnn-blind")
+    expected = segaware.denoise(source, "segaware-blind")
     assert np.array_equal(image_io.read(here / "b.png").pixels, expected.pixels)
 
 
@@ -77,7 +77,7 @@ def test_compare_and_reference(run, here):
 def test_json(run, here):
     save(here / "a.png"), save(here / "clean.png")
     record = json.loads(run("a.png", "-o", "b.png", "--reference", "clean.png", "--json").stdout)
-    assert record["model"] == "dncnn-blind" and record["sigma"] is None
+    assert record["model"] == "segaware-blind" and record["sigma"] is None
     (file,) = record["files"]
     assert (file["input"], file["output"], file["status"]) == ("a.png", "b.png", "done")
     assert file["psnr"]["before"] is None and file["psnr"]["after"] > 0

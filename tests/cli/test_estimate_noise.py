@@ -46,7 +46,7 @@ def test_sigma_auto(noisy, flat, shipped, tmp_path):
     assert result.exit_code == 0 and "noise level 0.0, which looks clean" in result.stderr
 
 
-@pytest.mark.parametrize(("model", "sigma", "words"), [("dncnn-blind", "auto", "blind"), ("ffdnet", "much", "nor auto")])
+@pytest.mark.parametrize(("model", "sigma", "words"), [("segaware-blind", "auto", "blind"), ("ffdnet", "much", "nor auto")])
 def test_refused(noisy, shipped, tmp_path, model, sigma, words):
     result = run("denoise", noisy, "-o", tmp_path / "out.png", "-m", model, "--sigma", sigma)
     assert result.exit_code == 2 and words in result.stderr and not (tmp_path / "out.png").exists()

@@ -30,18 +30,18 @@ def clean(tmp_path):
 
 
 def test_the_line_of_the_readme(shipped, clean):
-    result = run(clean, "--sigma", 25, "--model", "dncnn-blind")
+    result = run(clean, "--sigma", 25, "--model", "segaware-blind")
     assert result.exit_code == 0, result.output
     assert "3 images of clean; noise: sigma 25" in result.stdout
-    assert "noisy" in result.stdout and "dncnn-blind" in result.stdout and "PSNR (dB)" in result.stdout and "[" in result.stdout
+    assert "noisy" in result.stdout and "segaware-blind" in result.stdout and "PSNR (dB)" in result.stdout and "[" in result.stdout
 
 
 def test_defaults_are_that_line(shipped, clean):
-    assert run(clean).stdout == run(clean, "--sigma", 25, "--model", "dncnn-blind").stdout
+    assert run(clean).stdout == run(clean, "--sigma", 25, "--model", "segaware-blind").stdout
 
 
 def test_json(shipped, clean):
-    result = run(clean, "-s", 15, "-s", 50, "-m", "ffdnet", "-m", "ffdnet+0.03", "-m", "mine=dncnn-blind", "--json", "--harm")
+    result = run(clean, "-s", 15, "-s", 50, "-m", "ffdnet", "-m", "ffdnet+0.03", "-m", "mine=segaware-blind", "--json", "--harm")
     record = json.loads(result.stdout)
     assert {s["contestant"] for s in record["summary"]} == {"noisy", "ffdnet", "ffdnet+0.03", "mine"}
     assert {s["noise"] for s in record["summary"]} == {"sigma 15", "sigma 50", "clean"}
@@ -64,7 +64,7 @@ def test_report_resume_and_rebuild(shipped, clean, tmp_path):
 def test_a_failing_image_is_exit_code_1(shipped, clean):
     (clean / "im1.png").write_bytes(b"no")
     result = run(clean)
-    assert result.exit_code == 1 and "dncnn-blind" in result.stdout
+    assert result.exit_code == 1 and "segaware-blind" in result.stdout
     assert "im1 (sigma 25)" in result.stderr and "2 cells could not be measured" in result.stderr
 
 
@@ -140,12 +140,12 @@ def test_labels_that_do_not_fit_cost_their_image_alone(shipped, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "dncnn-blidn"], "did you mean 'dncnn-blind'"),
+        (["-m", "segaware-bilnd"], "did you mean 'segaware-blind'"),
         (["-s", "0.1"], "[0, 1] scale; in 8-bit units it is 25.5"),
         (["-s", "300"], "outside 0 to 255"),
         (["--noise", "loud"], "is not understood"),
         (["-j", "nobody"], "unknown model 'nobody'"),
-        (["-j", "dncnn-blind"], "is no segmenter"),
+        (["-j", "segaware-blind"], "is no segmenter"),
         (["-m", "tv", "-m", "tv"], "given twice"),
         (["--layout", "camvid"], "no such folder"),
         (["--picture", "im9", "-o", "x"], "no such image"),

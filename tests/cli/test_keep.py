@@ -18,8 +18,8 @@ def test_a_share_of_the_noise_is_given_back(shipped, tmp_path):
 
     assert run("--keep", "0.25").exit_code == 0
     kept = image_io.read(tmp_path / "b.png").pixels
-    assert np.array_equal(kept, segaware.denoise(source, "dncnn-blind", keep=0.25).pixels)
-    assert not np.array_equal(kept, segaware.denoise(source, "dncnn-blind").pixels)
+    assert np.array_equal(kept, segaware.denoise(source, "segaware-blind", keep=0.25).pixels)
+    assert not np.array_equal(kept, segaware.denoise(source, "segaware-blind").pixels)
     for bad in ("1", "-0.1", "nan", "people"):
         refused = run("--keep", bad)
         assert refused.exit_code == 2 and "0.03" in refused.stderr

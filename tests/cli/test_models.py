@@ -16,16 +16,16 @@ def test_table(shipped):
         "SIGMA",
         "KNOWS",
     ]
-    assert "dncnn-blind *" in lines[1] and "blind" in lines[1] and "AWGN, sigma 0-55" in lines[1]
-    assert lines[2].startswith("ffdnet") and "--sigma" in lines[2]
-    assert "dncnn-blind: psnr 15: 33.50, 25: 31.00" in lines and "score.py" not in result.stdout
+    assert "segaware-blind *" in lines[2] and "blind" in lines[2] and "AWGN, sigma 0-55" in lines[2]
+    assert lines[1].startswith("ffdnet") and "--sigma" in lines[1]
+    assert "segaware-blind: psnr 15: 33.50, 25: 31.00" in lines and "score.py" not in result.stdout
     assert lines[-1] == "* the default"
 
 
 def test_json(shipped):
     records = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)
-    assert [record["name"] for record in records] == ["dncnn-blind", "ffdnet"]
-    assert records[0]["measured"]["psnr"]["15"] == 33.5 and records[1]["takes_sigma"] is True
+    assert [record["name"] for record in records] == ["ffdnet", "segaware-blind"]
+    assert records[1]["measured"]["psnr"]["15"] == 33.5 and records[0]["takes_sigma"] is True
 
 
 def test_none(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_a_folder_and_what_is_there_already(run, tmp_path):
         (["in", "-o", "out", "--save-segmentation", "out"], "would replace out"),
         (["twice", "-o", "out", "--save-segmentation", "maps"], "would be the segmentation of both"),
         (["a.png", "-o", "b.png", "--save-segmentation", "maps", "--tile", "64"], "tile"),
-        (["a.png", "-o", "b.png", "--save-segmentation", "maps", "-m", "dncnn-blind"], "denoises but does not segment; choose a cascade"),
+        (["a.png", "-o", "b.png", "--save-segmentation", "maps", "-m", "segaware-blind"], "denoises but does not segment; choose a cascade"),
     ],
 )
 def test_usage(run, tmp_path, arguments, words):

@@ -33,13 +33,13 @@ def test_gradio_is_missing(monkeypatch):
 
 def test_choices(shipped):
     models, segmenters = choices()
-    assert models == ["dncnn-blind", "ffdnet"] and segmenters == []
-    assert choices(["a/b"])[0] == ["a/b", "dncnn-blind", "ffdnet"]
+    assert models == ["segaware-blind", "ffdnet"] and segmenters == []
+    assert choices(["a/b"])[0] == ["a/b", "segaware-blind", "ffdnet"]
 
 
 def test_the_shipped_models_can_be_chosen():
     models, segmenters = choices()
-    assert models[0] == "dncnn-blind" and "ffdnet" in models and "fpn-camvid" in segmenters
+    assert models[0] == "segaware-blind" and "ffdnet" in models and "fpn-camvid" in segmenters
     assert not any("niqe" in name for name in [*models, *segmenters])
 
 

@@ -85,7 +85,7 @@ def test_images(names, photos, tmp_path, capsys):
     assert sorted(row["file"] for row in rows) == sorted([*GOOD, "cut.png"])
     failed = [row for row in rows if row["status"] != "done"]
     assert [row["file"] for row in failed] == ["cut.png"] and "fetch or save it again" in failed[0]["error"]
-    assert {row["model"] for row in rows} == {model_hash("dncnn-blind")} and all(row["seconds"] >= 0 for row in rows)
+    assert {row["model"] for row in rows} == {model_hash("segaware-blind")} and all(row["seconds"] >= 0 for row in rows)
 
 
 def test_shards(names, photos, tmp_path):
@@ -329,7 +329,7 @@ def test_workers_are_measured_before_ray_has_them_and_ray_is_ended(shipped, phot
 
 
 def test_a_model_that_differs_between_machines(names, photos, tmp_path):
-    unit = names["DenoiseUnit"](Storage(photos), Storage(tmp_path / "out"), "images", "ffdnet", model_hash("dncnn-blind"), sigma=0.1)
+    unit = names["DenoiseUnit"](Storage(photos), Storage(tmp_path / "out"), "images", "ffdnet", model_hash("segaware-blind"), sigma=0.1)
     with pytest.raises(InputError, match="copy the model's folder to all machines"):
         unit({"unit": [0], "names": ['["a.png"]']})
 

@@ -63,7 +63,7 @@ def test_spandrel(small_judge, tmp_path):
 
 
 def test_smp(shipped):
-    losses, score = example("smp_segmentation", "segmentation_models_pytorch")["main"]("dncnn-blind", 4)
+    losses, score = example("smp_segmentation", "segmentation_models_pytorch")["main"]("segaware-blind", 4)
     assert len(losses) == 4 and losses[-1] < losses[0] and 0 <= score <= 1
 
 
@@ -74,7 +74,7 @@ def test_onnx_runtime(shipped):
 
 
 def test_torchvision_detection(shipped):
-    losses, found = example("torchvision_detection")["main"]("dncnn-blind", 2)
+    losses, found = example("torchvision_detection")["main"]("segaware-blind", 2)
     assert len(losses) == 2 and found["boxes"].shape[1:] == (4,)
     detector = example("torchvision_detection")["DenoisedDetector"](nn.Identity())
     assert not list(detector.parameters()) and not detector.state_dict()

@@ -1,12 +1,13 @@
 """Giving noise back: off by default, exact, by the model's own table, and refused with reasons."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from segaware import DnCNN, FFDNet, denoise
+from segaware import DnCNN, FFDNet, denoise, image_io
 from segaware.entries import load_entry, write_entry
 from segaware.errors import InputError, ModelError, WeightsError
 from segaware.inference.engine import Engine
@@ -78,6 +79,14 @@ def test_the_table_lies_in_the_config(tmp_path, net):
         (tmp_path / "m/config.json").write_text(json.dumps({**config, "keep": bad}))
         with pytest.raises(WeightsError, match='"keep"'):
             load_entry(tmp_path / "m")
+
+
+def test_the_default_hands_clean_images_back_and_leaves_noisy_ones_alone():
+    images = Path(__file__).parents[2] / "docs" / "images"
+    clean, noisy = images / "sample-clean.png", images / "sample-noisy.png"
+    error = np.mean((denoise(clean, keep="machine").pixels.astype(float) - image_io.read(clean).pixels) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 50
+    assert np.array_equal(denoise(noisy, keep="machine").pixels, denoise(noisy).pixels)
 
 
 def test_refusals(net):

@@ -27,7 +27,7 @@ def test_one_folder_a_model(shipped, tmp_path, photograph):
     (shipped / "ffdnet" / "LICENSE-data").write_text("terms")
     result = CliRunner().invoke(main, ["export-hub", str(tmp_path / "hub"), "--owner", "me", "--picture", str(photograph)])
     assert result.exit_code == 0, result.output
-    names = ["dncnn-blind", "ffdnet", "fpn-tiny"]
+    names = ["ffdnet", "fpn-tiny", "segaware-blind"]
     assert result.stdout.split() == [str(tmp_path / "hub" / name) for name in names]
     for name in names:
         folder = tmp_path / "hub" / name
@@ -42,7 +42,7 @@ def test_one_folder_a_model(shipped, tmp_path, photograph):
         assert metadata["library_name"] == "segaware" and "images/before.png" in card
         assert type(from_pretrained(folder)) is type(from_pretrained(name))
     assert 'use(noisy, "me/ffdnet")' in (tmp_path / "hub" / "ffdnet" / "README.md").read_text()
-    assert "from_pretrained('me/dncnn-blind')" in (tmp_path / "hub" / "dncnn-blind" / "README.md").read_text()
+    assert "from_pretrained('me/segaware-blind')" in (tmp_path / "hub" / "segaware-blind" / "README.md").read_text()
     assert "dB after" in card or "what it sees there" in card
 
 
@@ -56,11 +56,11 @@ def test_a_card_that_is_there_stays(shipped, tmp_path, photograph):
 
 def test_the_picture_of_scikit_image(shipped, tmp_path, monkeypatch):
     pytest.importorskip("skimage")
-    export_hub(tmp_path / "hub", ["dncnn-blind"])
-    assert "Chelsea the cat" in (tmp_path / "hub" / "dncnn-blind" / "README.md").read_text()
+    export_hub(tmp_path / "hub", ["segaware-blind"])
+    assert "Chelsea the cat" in (tmp_path / "hub" / "segaware-blind" / "README.md").read_text()
     monkeypatch.setitem(__import__("sys").modules, "skimage", None)
     with pytest.raises(InputError, match=r"segaware\[eval\]"):
-        export_hub(tmp_path / "hub", ["dncnn-blind"])
+        export_hub(tmp_path / "hub", ["segaware-blind"])
 
 
 def test_errors(shipped, tmp_path, photograph):
@@ -70,7 +70,7 @@ def test_errors(shipped, tmp_path, photograph):
         export_hub(photograph, ["ffdnet"], picture=photograph)
 
 
-@pytest.mark.parametrize("name", ["dncnn-blind", "fpn-camvid"])
+@pytest.mark.parametrize("name", ["segaware-blind", "fpn-camvid"])
 def test_the_metadata_of_what_ships(name):
     """Figures are under their metric's name and say what they were measured on."""
     config = json.loads((shipped_folder(name) / "config.json").read_text())

@@ -10,7 +10,7 @@ from segaware.zoo.load import DEFAULT_MODEL
 
 
 def test_by_name_and_by_folder(shipped):
-    for source in ("dncnn-blind", shipped / "dncnn-blind", str(shipped / "dncnn-blind")):
+    for source in ("segaware-blind", shipped / "segaware-blind", str(shipped / "segaware-blind")):
         model = from_pretrained(source)
         assert isinstance(model, DnCNN) and not model.training
         assert model.config == {"channels": 3, "depth": 3, "width": 4}
@@ -20,7 +20,7 @@ def test_by_name_and_by_folder(shipped):
 
 
 def test_the_default(shipped):
-    assert DEFAULT_MODEL == "dncnn-blind" and isinstance(from_pretrained(), DnCNN)
+    assert DEFAULT_MODEL == "segaware-blind" and isinstance(from_pretrained(), DnCNN)
     assert segaware.denoise(torch.rand(3, 8, 8)).shape == (3, 8, 8)
 
 
@@ -34,8 +34,8 @@ def test_device_and_dtype(shipped):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("dncn-blind", "did you mean 'dncnn-blind'"),
-        ("xyz", "known: dncnn-blind, ffdnet"),
+        ("segaware-blnd", "did you mean 'segaware-blind'"),
+        ("xyz", "known: ffdnet, segaware-blind"),
         ("./someone/their-model", "no such folder"),
     ],
 )
@@ -66,9 +66,9 @@ def test_damaged_entries(shipped):
 
 def test_list_models(shipped):
     (shipped / "ffdnet" / "model.safetensors").write_bytes(b"never read")
-    blind, told = list_models()
+    told, blind = list_models()
     assert (blind.name, blind.architecture, blind.kind, blind.takes_sigma) == (
-        "dncnn-blind",
+        "segaware-blind",
         "DnCNN",
         "denoiser",
         False,
@@ -83,4 +83,4 @@ def test_no_models(tmp_path, monkeypatch):
     monkeypatch.setattr("segaware.entries._SHIPPED", tmp_path / "none")
     assert list_models() == []
     with pytest.raises(WeightsError, match="known: none"):
-        from_pretrained("dncnn-blind")
+        from_pretrained("segaware-blind")
