@@ -322,14 +322,15 @@ def again(title: str, found: Found) -> list[str]:
     judges = [judge for judge in source["judges"] if judge != "home"]
     rows = [["level", "contestant", "PSNR, dB", "mIoU across judges, gain in points", "of the gap, %", "over given-back noise", *judges, "training segmenter"]]
     for noise in found.noises(source):
-        for name in found.names(source):
+        for name in (n for n in found.names(source) if n == "fidelity+keep" or not n.endswith("+keep")):
             gap = found.gap(noise, name) or {}
             cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
             rows.append([noise, f"`{name}`", text((found.row(source, "psnr", noise, name) or {}).get("value")), bracket(gap, "gain"),
                          bracket(gap, "closed", 0, 100, False), bracket(gap, "over_keep"), *cells])  # fmt: skip
+    start = Path(str(setting["start"]))
     return [
         f"## Again: {title}", "",
-        f"Start: `{Path(str(setting['start'])).name}`; {', '.join(map(str, steps))} steps, rate {setting['learning_rate']:g};"
+        f"Start: `{start.parent.name if start.name == 'model' else start.name}`; {', '.join(map(str, steps))} steps, rate {setting['learning_rate']:g};"
         f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; else as above.", "", *grid(rows),
     ]  # fmt: skip
 

@@ -112,8 +112,9 @@ def test_other_comparisons_beside_it(make, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     arguments = [str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md"), "--again"]
     text = make.main([*arguments, "from a better start", str(tmp_path / "other.json")]).read_text()
-    assert "## Again: from a better start" in text and "Start: `model`; 20 steps, rate 0.0003; seed 0;" in text
+    assert "## Again: from a better start" in text and "Start: `better`; 20 steps, rate 0.0003; seed 0;" in text
     assert "| sigma 50 | `kl` | 0.40 | +2.1 [+1.1, +3.1] | 26 [10, 40] | +0.4 [-1.0, +2.0] | 40.0 | 40.0 |" in text
+    assert "| sigma 50 | `fidelity+keep` |" in text and "`kl+keep`" not in text
     assert "Again" not in make.main([*arguments, "nothing yet", str(tmp_path / "results.json")]).read_text()
     with pytest.raises(SystemExit, match="none.json: cannot be read"):
         make.main([*arguments, "x", str(tmp_path / "none.json")])
