@@ -235,7 +235,7 @@ def beyond(found: Found) -> list[str]:
     for name in found.names(found.frames):
         if name not in ("fidelity", "fidelity+keep"):
             gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
-            rows.append([f"`{name}`", "**across**", *(f"{bracket(g, 'over_keep')}, p {text(g.get('over_keep_p_holm'), 3)}" for g in gaps)])
+            rows.append([f"`{name}`", "**across**", *map(beyond_keep, gaps)])
     for name in found.names(found.frames):
         if name in ("fidelity", "fidelity+keep", "noisy"):
             continue
@@ -312,6 +312,10 @@ def instead(found: Found) -> list[str]:
     ]  # fmt: skip
 
 
+def beyond_keep(gap: dict) -> str:
+    return bracket(gap, "over_keep") + (f", p {text(gap['over_keep_p_holm'], 3)}" if "over_keep_p_holm" in gap else "")
+
+
 def again(title: str, found: Found) -> list[str]:
     """The final of another comparison, short: is what was found here found there?"""
     source, setting = found.frames, found.record["setting"]
@@ -326,7 +330,7 @@ def again(title: str, found: Found) -> list[str]:
             gap = found.gap(noise, name) or {}
             cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
             rows.append([noise, f"`{name}`", text((found.row(source, "psnr", noise, name) or {}).get("value")), bracket(gap, "gain"),
-                         bracket(gap, "closed", 0, 100, False), bracket(gap, "over_keep"), *cells])  # fmt: skip
+                         bracket(gap, "closed", 0, 100, False), beyond_keep(gap), *cells])  # fmt: skip
     start = Path(str(setting["start"]))
     return [
         f"## Again: {title}", "",
