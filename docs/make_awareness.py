@@ -313,6 +313,7 @@ def instead(found: Found) -> list[str]:
 
 
 def beyond_keep(gap: dict) -> str:
+    """The gain over the control with its best give-back, and its corrected p."""
     return bracket(gap, "over_keep") + (f", p {text(gap['over_keep_p_holm'], 3)}" if "over_keep_p_holm" in gap else "")
 
 

@@ -70,7 +70,7 @@ def test_errors(shipped, tmp_path, photograph):
         export_hub(photograph, ["ffdnet"], picture=photograph)
 
 
-@pytest.mark.parametrize("name", ["segaware-blind", "fpn-camvid"])
+@pytest.mark.parametrize("name", ["segaware-blind", "dncnn-blind", "fpn-camvid"])
 def test_the_metadata_of_what_ships(name):
     """Figures are under their metric's name and say what they were measured on."""
     config = json.loads((shipped_folder(name) / "config.json").read_text())
