@@ -107,7 +107,7 @@ def main(argv=None):
     p.add_argument("--batch-size", type=int, default=4)
     p.add_argument("--shrink", type=int, default=2, help="frames are made smaller by this factor")
     p.add_argument("--limit", type=int, help="only so many frames")
-    p.add_argument("--rate", type=float, default=1e-3)
+    p.add_argument("--rate", type=float, default=1e-4, help="1e-3 throws the released head, which has no normalisation, far off at first")
     p.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     args = p.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
