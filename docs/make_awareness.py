@@ -245,7 +245,20 @@ def beyond(found: Found) -> list[str]:
                 gap = (found.row(found.frames, f"miou:{judge}", noise, name) or {}).get("against", {}).get("fidelity+keep")
                 cells.append("–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}")  # fmt: skip
             rows.append([f"`{name}`", judge, *cells])
-    return ["### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+    return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+
+
+def theirs(found: Found) -> list[str]:
+    """Differences from the denoisers that were not trained here."""
+    lines = []
+    for other, kind in found.record.get("beside", {}).items():
+        rows = [["contestant", *found.noises(found.frames)]]
+        for name in found.names(found.frames):
+            gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
+            if name != other and any(f"over:{other}" in gap for gap in gaps):
+                rows.append([f"`{name}`", *(bracket(gap, f"over:{other}") + f", p {text(gap.get(f'over:{other}_p_holm'), 3)}" for gap in gaps)])
+        lines += [f"### Beside `{other}`", "", f"{kind}, not trained here. mIoU across judges, points above it; p after Holm's correction.", "", *grid(rows)]
+    return lines
 
 
 def photographs(found: Found) -> list[str]:

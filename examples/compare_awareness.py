@@ -4,6 +4,7 @@
         --photographs BSDS500/train --camvid CamVid --test-photographs CBSD68 \\
         --start dncnn-blind --segmenter fpn-camvid --judge JUDGE1 JUDGE2 JUDGE3 --imagenet squeezenet1_0.safetensors
     python examples/compare_awareness.py --final --out arena ...the same...
+    ...the same, and --beside THEIRS=DnCNN:theirs.pth: denoisers that nobody trains here, on the same images
     python examples/compare_awareness.py --smoke --out smoke        in a minute, on generated data
     python examples/compare_awareness.py --list
 
@@ -19,18 +20,20 @@ Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
 
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
-from arena.judging import figures, held_out, test
+from arena.judging import beside, figures, held_out, test
 from arena.runs import Run, claim, claimed, finish, train
 from arena.setting import Setting, write_json
 from arena.tuning import instead
 from arena.verdict import best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
 
 from segaware.errors import EvaluationError, SegawareError, TrainingError
+from segaware.evaluation.contestants import Contestant, open_contestant
 
 FACTORS = (3.0, 10.0, 30.0)  # upwards from the share: with a tenth of fidelity's gradient nobody was seen to pay anything
 
@@ -53,6 +56,7 @@ def parse(argv=None):
     p.add_argument("--start", default="dncnn-blind", help="fidelity-only denoiser to begin with: zoo name or folder")
     p.add_argument("--segmenter", nargs="+", default=["fpn-camvid"], help="that trains; further ones join the judge pools")
     p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, at least three of different families")
+    p.add_argument("--beside", nargs="+", default=[], metavar="NAME=SPEC", help="in the final: other denoisers, as segaware evaluate -m takes them")
     p.add_argument("--imagenet", type=Path, help="SqueezeNet 1.0 weights (safetensors, torchvision's names)")
     p.add_argument("--force", action="store_true", help="allow a judge that took part in training")
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
@@ -85,6 +89,8 @@ def parse(argv=None):
                 p.error(f"--{name.replace('_', '-')} is needed (or --smoke)")
         if not args.judge:
             p.error("--judge is needed: segmenters that take no part in training")
+    if args.beside and not args.final:
+        p.error("--beside goes with --final: it reports, nothing is chosen by it")
     return args
 
 
@@ -102,13 +108,40 @@ def main(argv=None):
     setting = Setting(args)
     same_comparison(setting)
     setting.judges()  # refused now, not after an hour
+    others = opened(args.beside)
     phase = "final" if args.final else "screen"
     args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
         instead(setting, control_of(args.out))
     else:
         work(setting, jobs(setting, phase))
+        measure(setting, others)
     return save(args.out, setting.record())
+
+
+def opened(named: list[str]) -> list[tuple[str, Contestant]]:
+    """SPEC and denoiser of each ``NAME=SPEC``.
+
+    Raises:
+        EvaluationError: no name, one with two meanings, or no such denoiser.
+    """
+    found: list[tuple[str, Contestant]] = []
+    for text in named:
+        name, _, spec = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not spec:
+            raise EvaluationError(f"--beside {text}: give NAME=SPEC; the name becomes that of a folder (letters, digits, . _ -)")
+        if name in ("noisy", *every()) or name in [other.name for _, other in found]:
+            raise EvaluationError(f"--beside {text}: there is a {name} already; give it another name")
+        found.append((spec, open_contestant(text)))
+    return found
+
+
+def measure(setting, others: list[tuple[str, Contestant]]) -> None:
+    """Those that nobody trains here, on the reported sets, unless another process is at it."""
+    for spec, denoiser in others:
+        with claim(setting.out / "beside" / denoiser.name) as mine:
+            if mine:
+                beside(setting, denoiser, spec)
 
 
 def control_of(out: Path) -> Path:
@@ -286,6 +319,7 @@ def smoke(args) -> dict:
     args.contestants, args.carry, args.seeds = None, 1, [0, 1]
     final = jobs(setting, "final")
     work(setting, final)
+    measure(setting, opened(args.beside))
     instead(setting, final[0].folder(args.out))
     return save(args.out, setting.record())
 

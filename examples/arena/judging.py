@@ -19,7 +19,7 @@ from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import Source
 
 from .entrants import Kit, Skip
-from .setting import Setting
+from .setting import Setting, write_json
 
 TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
 
@@ -41,6 +41,24 @@ def held_out(setting: Setting, name: str, folder: Path, shares: tuple[float, ...
     return results
 
 
+def beside(setting: Setting, denoiser: Contestant, spec: str) -> None:
+    """Measure a denoiser that nobody trains here on the reported sets; once.
+
+    Raises:
+        EvaluationError: another one was measured under this name.
+    """
+    folder = setting.out / "beside" / denoiser.name
+    file = folder / "result.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if known is not None and known["spec"] != spec:
+        raise EvaluationError(f"--beside {denoiser.name}={spec}: {folder} holds the figures of {known['spec']}; give another name, or delete that folder")
+    if known is None or not known["done"]:
+        found = {"contestant": denoiser.name, "kind": denoiser.kind, "spec": spec}
+        write_json(file, {**found, "done": False})
+        test(setting, denoiser.name, folder, {}, denoiser)
+        write_json(file, {**found, "done": True})
+
+
 def figures(results: Results) -> list[dict]:
     """Every figure of the set: measure, noise, contestant, value."""
     from segaware.evaluation.significance import statistic
@@ -59,8 +77,11 @@ def figures(results: Results) -> list[dict]:
     return found
 
 
-def test(setting: Setting, name: str, folder: Path, keep: dict[str, float]) -> None:
-    """The reported sets: the contestant, and with the share of each level given back (``NAME+keep``)."""
+def test(setting: Setting, name: str, folder: Path, keep: dict[str, float], denoiser: Contestant | None = None) -> None:
+    """The reported sets: the contestant, and with the share of each level given back (``NAME+keep``).
+
+    ``denoiser``: the contestant itself where it was not trained here, else the model in ``folder``.
+    """
     for which, source in setting.test_sets().items():
         out = folder / f"test-{which}"
         if (out / "report.json").is_file():
@@ -69,7 +90,7 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float]) -> N
                 raise EvaluationError(f"{out}: measured on {len(known)} other images, not these {len(source)}; give the same data, or another --out")
             continue
         labelled = source.classes is not None
-        entrant: Contestant = Model(name, folder / "model")
+        entrant = denoiser or Model(name, folder / "model")
         if not labelled:
             entrant = _looking(setting, entrant, source, out)
         whole = Protocol(

@@ -60,5 +60,5 @@ def prepare(root: Path) -> dict:
         "test_photographs_limit": None, "start": place / "start", "segmenter": [place / "home", place / "second"],
         "judge": [place / "judge-a", place / "judge-b"], "imagenet": place / "imagenet.safetensors",
         "batch_size": 2, "patch_size": 48, "precision": "float32", "validation_crop": 48, "held_every": 1, "test_every": 1,
-        "probes": 1, "choose_sigma": [50.0], "keep_share": [0.05], "segmenter_steps": 2, "segmenter_crop": 32, "segmenter_batch": 2,
+        "probes": 1, "choose_sigma": [50.0], "keep_share": [0.05], "beside": [f"older={place / 'start'}"], "segmenter_steps": 2, "segmenter_crop": 32, "segmenter_batch": 2,
     }  # fmt: skip

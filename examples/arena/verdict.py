@@ -123,19 +123,27 @@ def best_keep(figures: list[dict], name: str, control: list[dict] | None = None,
 class Panel:
     """Per image, over the seeds of each contestant: means of values, sums of confusion matrices."""
 
-    def __init__(self, folders: dict[str, list[Path]], which: str) -> None:
+    def __init__(self, folders: dict[str, list[Path]], which: str, beside: Iterable[str] = ()) -> None:
+        self.beside = tuple(beside)  # not trained here: the same for every seed, nothing given back
         self.reports = {name: [read_report(f / f"test-{which}") for f in found] for name, found in folders.items()}
         self.folders, self.which = folders, which
         first = next(iter(self.reports.values()))[0]
         self.images, self.noises, self.block = first.images, first.noises, first.block
         self.measures: list[Measure] = [m for m in first.measures if m.key.partition(":")[0] in SHOWN]
         self.weights = resample(len(self.images), block=self.block)
-        self.names = [n for name in self.reports for n in (name, f"{name}+keep")]
+        self.names = [n for name in self.reports for n in (name, f"{name}+keep") if name not in self.beside or n == name]
         if any(same_class(f / f"test-{which}") for found in folders.values() for f in found):
             self.measures.append(Measure("same-class", "first class of SqueezeNet kept (%)", percent=True))
 
     def seeds(self, name: str, measure: Measure, noise: str) -> dict[str, np.ndarray]:
-        """By seed, one array of images; empty where it was not measured."""
+        """By seed, one array of images; empty where it was not measured. What was not trained here stands beside each seed."""
+        found = self._measured(name, measure, noise)
+        if name not in self.beside:
+            return found
+        trained = [f for other, folders in self.folders.items() if other not in self.beside for f in folders]
+        return {f.name.rpartition("-s")[2]: data for f in trained for data in found.values()}
+
+    def _measured(self, name: str, measure: Measure, noise: str) -> dict[str, np.ndarray]:
         base = name.removesuffix("+keep")
         if measure.key == "same-class":
             looks = {f.name: same_class(f / f"test-{self.which}").get(noise) for f in self.folders[base]} if base == name else {}
@@ -236,7 +244,8 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
         for name in panel.names:
             if name == "fidelity":
                 continue
-            gains_of, gaps_of, overs_of = {}, {}, {}
+            gains_of, gaps_of = {}, {}
+            overs_of: dict[str, dict[str, tuple]] = {other: {} for other in ("fidelity+keep", *panel.beside) if other in panel.names and other != name}
             for judge, measure in measures.items():
                 seeds = _common(panel, name, "fidelity", measure, noise)
                 if panel.clean(judge) is None or not seeds:
@@ -244,10 +253,10 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
                 own, control = (figure(n, judge, noise, seeds) for n in (name, "fidelity"))
                 gains_of[judge] = _minus(own, control)
                 gaps_of[judge] = _minus(figure("clean", judge, "clean", ()), control)
-                seeds = _common(panel, name, "fidelity+keep", measure, noise) if "fidelity+keep" in panel.names else ()
-                if seeds and name != "fidelity+keep":
-                    own, back = (figure(n, judge, noise, seeds) for n in (name, "fidelity+keep"))
-                    overs_of[judge] = _minus(own, back)
+                for other, overs in overs_of.items():
+                    seeds = _common(panel, name, other, measure, noise)
+                    if seeds:
+                        overs[judge] = _minus(*(figure(n, judge, noise, seeds) for n in (name, other)))
             mine = [j for j in gains_of if j != "home"]
             if not mine:
                 continue
@@ -255,9 +264,11 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             row = {"noise": noise, "contestant": name, "judges": mine, **_with("gain", across, units, level), **_with("gap", gap, units, level)}
             row |= {"p": _p(across, units, level), "seed_gains": _of_seeds(panel, name, noise, mine)}
             row["paired_seeds"] = len(row["seed_gains"])
-            if all(j in overs_of for j in mine):
-                over = tuple(np.mean([overs_of[j][k] for j in mine], 0) for k in (0, 1))
-                row |= _with("over_keep", over, units, level) | {"over_keep_p": _p(over, units, level)}
+            for other, overs in overs_of.items():
+                if all(j in overs for j in mine):
+                    over = tuple(np.mean([overs[j][k] for j in mine], 0) for k in (0, 1))
+                    key = "over_keep" if other == "fidelity+keep" else f"over:{other}"
+                    row |= _with(key, over, units, level) | {f"{key}_p": _p(over, units, level)}
             if row["gap_low"] > 0:
                 row |= _with("closed", _ratio(across, gap), units, level)
             home = gains_of.get("home")
@@ -268,7 +279,7 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             row["by_judge"] = {j: {**_with("gain", gain, units, level), "gap": number(gaps_of[j][0])} for j, gain in gains_of.items()}
             rows.append(row)
         here = [row for row in rows if row["noise"] == noise]
-        for key in ("p", "over_keep_p"):
+        for key in ("p", "over_keep_p", *(f"over:{other}_p" for other in panel.beside)):
             family = [row for row in here if key in row]
             for row, p in zip(family, holm([row[key] for row in family]), strict=True):
                 row[f"{key}_holm"] = p
@@ -332,7 +343,8 @@ def collect(out: Path, record: dict) -> dict:
     one_factor(out / "final", result["final"]["runs"])
     files = [*out.glob("skipped.json"), *sorted((out / "skipped").glob("*.json"))]  # older folders have one for all
     result["skipped"] = {name: reason for file in files for name, reason in json.loads(file.read_text(encoding="utf-8")).items()}
-    result["reported"], result["gaps"] = {}, []
+    others = runs_of(out, "beside")
+    result["reported"], result["gaps"], result["beside"] = {}, [], {r["contestant"]: r["kind"] for r in others}
     for which in ("frames", "photographs"):
         folders: dict[str, list[Path]] = {}
         for run in result["final"]["runs"]:
@@ -340,8 +352,10 @@ def collect(out: Path, record: dict) -> dict:
             if (folder / f"test-{which}" / "report.json").is_file():
                 folders.setdefault(run["contestant"], []).append(folder)
         if folders:
+            own = {r["contestant"]: out / "beside" / r["folder"] for r in others}
+            folders |= {name: [folder] for name, folder in own.items() if (folder / f"test-{which}" / "report.json").is_file()}
             folders = {name: folders[name] for name in sorted(folders, key=lambda n: n != "fidelity")}  # the control first
-            panel = Panel(folders, which)
+            panel = Panel(folders, which, [name for name in own if name in folders])
             first = panel.reports[next(iter(panel.reports))][0]
             result["reported"][which] = {
                 "source": first.source, "images": len(panel.images), "block": panel.block, "rows": table(panel),

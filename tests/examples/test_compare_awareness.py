@@ -346,7 +346,8 @@ def test_differences_and_gaps_from_counts(arena):
         return np.stack([np.array([[right, 100 - right], [100 - right, right]], dtype=float)] * 6)
 
     class Panel:
-        noises, names, block, images = ["sigma 50"], ["fidelity", "kl"], 1, list(range(6))
+        noises, names, block, images = ["sigma 50"], ["fidelity", "kl", "theirs"], 1, list(range(6))
+        beside = ("theirs",)
         measures = [Measure(f"miou:{judge}", judge, "iou") for judge in ("home", "a", "b")]
         weights = resample(6, samples=50)
 
@@ -354,6 +355,8 @@ def test_differences_and_gaps_from_counts(arena):
             return matrices(80)
 
         def seeds(self, name, measure, noise):  # each has lost a seed: only 0 is a pair
+            if name == "theirs":
+                return dict.fromkeys("012", matrices(50))
             own = matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name])
             return {"0": own, "1": matrices(90)} if name == "kl" else {"2": matrices(10), "0": own}
 
@@ -365,6 +368,8 @@ def test_differences_and_gaps_from_counts(arena):
     assert rows["kl"]["closed"] == pytest.approx((iou(60) - iou(40)) / (iou(80) - iou(40)))
     assert rows["kl"]["retention"] == pytest.approx((iou(60) - iou(40)) / (iou(70) - iou(40)))
     assert rows["kl"]["seed_gains"] == [pytest.approx(iou(60) - iou(40))] and rows["kl"]["p_holm"] < 0.1 and rows["kl"]["paired_seeds"] == 1
+    assert rows["kl"]["over:theirs"] == pytest.approx(iou(75) - iou(50)) and rows["kl"]["over:theirs_p_holm"] < 0.1
+    assert "over:theirs" not in rows["theirs"] and rows["theirs"]["gain"] == pytest.approx(iou(50) - iou(25))
     row = next(row for row in table(Panel()) if (row["measure"], row["contestant"]) == ("miou:a", "kl"))
     assert row["value"] == pytest.approx(iou(75)) and row["seeds"] == pytest.approx([iou(60), iou(90)])
     against = row["against"]["fidelity"]
@@ -377,6 +382,31 @@ def test_missing_arguments_are_named(arena, capsys):
         with pytest.raises(SystemExit):
             arena.parse(options)
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named, words", [
+    (["theirs"], "give NAME=SPEC"), (["../x=noisy"], "give NAME=SPEC"), (["kl=noisy"], "there is a kl already"),
+    (["a=noisy", "a=dncnn-blind"], "there is a a already"), (["a=nothing-like-it"], "nothing-like-it"),
+])  # fmt: skip
+def test_denoisers_beside_that_cannot_be_named(arena, named, words):
+    with pytest.raises(EvaluationError, match=words):
+        arena.opened(named)
+
+
+def test_denoisers_beside_are_measured_once(arena, setting, tmp_path, monkeypatch, capsys):
+    from arena import judging
+
+    measured = []
+    monkeypatch.setattr(judging, "test", lambda setting, name, folder, keep, denoiser: measured.append((name, folder, keep)))
+    others = arena.opened([f"theirs={tmp_path / 'start'}"])
+    arena.measure(setting, others)
+    arena.measure(setting, others)
+    assert measured == [("theirs", tmp_path / "beside/theirs", {})]
+    with pytest.raises(EvaluationError, match="holds the figures of .*start; give another name"):
+        arena.measure(setting, [("other", others[0][1])])
+    with pytest.raises(SystemExit):
+        arena.parse(["--screen", "--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j", "--beside", "a=noisy"])
+    assert "--beside goes with --final" in capsys.readouterr().err
 
 
 def test_a_final_without_screen(arena, tmp_path):
@@ -398,6 +428,8 @@ def test_smoke(arena, tmp_path, monkeypatch, capsys):
     assert {row["measure"] for row in rows} >= {"psnr", "ssim", "miou:home", "miou:judge-a", "consistency:judge-b", "changed:judge-a"}
     assert {row["noise"] for row in rows} == {"sigma 15", "sigma 25", "sigma 35", "sigma 50", "clean"}
     assert all(len(row["seeds"]) == 2 for row in rows) and found["gaps"]
+    assert found["beside"] == {"older": "DnCNN, blind"} and {gap["contestant"] for gap in found["gaps"] if "over:older" in gap} >= {"entropy", "fidelity+keep"}
+    assert {row["contestant"] for row in rows} >= {"older", "entropy+keep"} and "older+keep" not in {row["contestant"] for row in rows}
     assert "same-class" in {row["measure"] for row in found["reported"]["photographs"]["rows"]}
     assert {row["segmenter"] for row in found["instead"]["rows"]} == {"home", "tuned on noisy", "tuned on denoised"}
     cells = [json.loads(line)["key"] for file in tmp_path.glob("final/*/test-*/cells.jsonl") for line in file.read_text().splitlines()]

@@ -83,6 +83,16 @@ def test_the_whole(make, tmp_path):
     assert widths and "nan" not in text and "None" not in text
 
 
+def test_denoisers_that_were_not_trained_here(make):
+    found = with_final(record())
+    assert "Beside" not in make.page(found)
+    found["beside"] = {"theirs": "DnCNN, blind"}
+    found["gaps"][0] |= {"over:theirs": 0.013, "over:theirs_low": 0.006, "over:theirs_high": 0.02, "over:theirs_p": 0.001, "over:theirs_p_holm": 0.002}
+    text = make.page(found)
+    assert "### Beside `theirs`\n\nDnCNN, blind, not trained here." in text
+    assert "| contestant | sigma 50 |\n|---|---|\n| `kl` | +1.3 [+0.6, +2.0], p 0.002 |\n\n" in text and "| `fidelity+keep` | – |" not in text
+
+
 def test_lost_seeds_and_whom_the_choice_pleases_are_said(make):
     found = with_final(record())
     runs = found["final"]["runs"]
