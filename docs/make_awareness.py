@@ -44,6 +44,11 @@ def bracket(row: dict, name: str, digits=1, scale=100.0, signed=True) -> str:
     return value if math.isnan(low) else f"{value} [{text(low, digits, scale, signed)}, {text(high, digits, scale, signed)}]"
 
 
+def shown(judge: str) -> str:
+    """``home``, of the JSON, is the judge that trains."""
+    return "the training segmenter" if judge == "home" else judge
+
+
 def grid(rows: list[list[str]]) -> list[str]:
     if len(rows) < 2:
         return []
@@ -93,7 +98,7 @@ def head(found: Found) -> list[str]:
     name = lambda spec: Path(str(spec)).name  # noqa: E731
     out = [
         "# Does awareness help?", "",
-        "Every awareness loss of this library (and what the papers propose), trained from one start with the same steps, data and noise,"
+        "Awareness losses of this library (and what the papers propose), trained from one start with the same steps, data and noise,"
         " and judged by segmenters that took no part in any training. Written by `docs/make_awareness.py` from the JSON of"
         " `examples/compare_awareness.py`; how the losses are defined: [losses.md](losses.md).", "",
     ]  # fmt: skip
@@ -201,7 +206,7 @@ def final(found: Found) -> list[str]:
         f" brackets are 95 % bootstrap intervals over {'blocks of ' + str(source['block']) + ' neighbouring frames' if source['block'] > 1 else 'images'},"
         " paired with the control over the seeds that both have. They say nothing of other streets. Weights and shares were chosen by the"
         " same held-out judges that report here, on other frames: to these judges the figures are kinder than to strangers. `+keep`: the share of the noise that was best on held-out"
-        " data is given back, level by level. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
+        " data is given back, level by level; a level that no share was chosen at takes that of the nearest. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
         " over that under the training segmenter, where the latter is one.", "",
         *fewer_seeds(found),
     ]  # fmt: skip
@@ -244,7 +249,7 @@ def beyond(found: Found) -> list[str]:
             for noise in found.noises(found.frames):
                 gap = (found.row(found.frames, f"miou:{judge}", noise, name) or {}).get("against", {}).get("fidelity+keep")
                 cells.append("–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}")  # fmt: skip
-            rows.append([f"`{name}`", judge, *cells])
+            rows.append([f"`{name}`", shown(judge), *cells])
     return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
 
 
@@ -268,7 +273,7 @@ def photographs(found: Found) -> list[str]:
     out = ["## Photographs", "", f"{source['images']} images of {source['source']['name']}; against the control in brackets: difference and its interval.", ""]
     keys = list(dict.fromkeys((r["measure"], r["title"], r["digits"], r["percent"]) for r in source["rows"] if not r["measure"].startswith("changed")))
     for noise in found.noises(source):
-        rows = [["contestant", *(title for _, title, _, _ in keys)]]
+        rows = [["contestant", *(title.replace(" by home", f" by {shown('home')}") for _, title, _, _ in keys)]]
         for name in found.names(source):
             cells = []
             for key, _, digits, percent in keys:
@@ -282,7 +287,7 @@ def photographs(found: Found) -> list[str]:
 
 
 def harm(found: Found) -> list[str]:
-    rows = [["contestant", "PSNR of clean input, dB", *(f"pixels whose class changes, %, {j}" for j in (found.frames or {}).get("judges", ()))]]
+    rows = [["contestant", "PSNR of clean input, dB", *(f"pixels whose class changes, %, {shown(j)}" for j in (found.frames or {}).get("judges", ()))]]
     for name in found.names(found.frames):
         psnr = found.row(found.frames, "psnr", "clean", name)
         if psnr is not None:

@@ -62,7 +62,7 @@ def parse(argv=None):
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
     p.add_argument("--seeds", nargs="+", type=int, help="[0; final 0 1 2]")
     p.add_argument("--share", type=float, default=0.1, help="of fidelity's gradient that factor 1 gives to awareness")
-    p.add_argument("--factor", nargs="+", type=float, help="of that weight [3 10 30; final: as the screen chose, else 1]")
+    p.add_argument("--factor", nargs="+", type=float, help="of that weight [3 10 30]; in the final one for all who have a choice [as the screen chose, else 1]")
     p.add_argument("--carry", type=int, default=5, help="contestants without labels that go to the final")
     p.add_argument("--batch-size", type=int, default=4)
     p.add_argument("--patch-size", type=int, default=96)
@@ -89,6 +89,8 @@ def parse(argv=None):
                 p.error(f"--{name.replace('_', '-')} is needed (or --smoke)")
         if not args.judge:
             p.error("--judge is needed: segmenters that take no part in training")
+    if args.final and args.factor and len(args.factor) > 1:
+        p.error("--final takes one --factor: the seeds of a contestant are pooled")
     if args.beside and not args.final:
         p.error("--beside goes with --final: it reports, nothing is chosen by it")
     return args
@@ -172,10 +174,12 @@ def jobs(setting, phase: str) -> list[Run]:
         ]  # fmt: skip
     choice = chosen(args.out) if args.contestants else freeze(args.out, args.carry)
     names = resolve(args.contestants) if args.contestants else choice["contestants"]
-    seeds, given = args.seeds or [0, 1, 2], (args.factor or [1.0])[0]
+    seeds = args.seeds or [0, 1, 2]
 
     def factor(name: str) -> float:
-        return choice["factors"].get(name.removesuffix(TWIN), given if entrant(name).swept else 1.0)
+        if args.factor:
+            return args.factor[0] if entrant(name).swept else 1.0
+        return choice["factors"].get(name.removesuffix(TWIN), 1.0)
 
     runs = [Run("final", name, factor(name), seed) for seed in seeds for name in names]
     planned = [{"contestant": run.name, "factor": run.factor, "folder": run.folder(args.out).name} for run in runs]
@@ -316,7 +320,7 @@ def smoke(args) -> dict:
     args.steps = args.steps or 4
     args.factor = [1.0, 3.0]
     work(setting, jobs(setting, "screen"))
-    args.contestants, args.carry, args.seeds = None, 1, [0, 1]
+    args.contestants, args.carry, args.seeds, args.factor = None, 1, [0, 1], None
     final = jobs(setting, "final")
     work(setting, final)
     measure(setting, opened(args.beside))

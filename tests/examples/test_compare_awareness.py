@@ -214,8 +214,8 @@ def keep_result(out, phase, run):
 def test_the_choice_of_the_final_is_made_once_and_when_the_screen_is_done(arena, tmp_path, capsys):
     from arena.runs import claim
 
-    def final(*contestants):
-        args = Namespace(out=tmp_path, contestants=list(contestants), seeds=[0, 1], carry=1, factor=None)
+    def final(*contestants, factor=None):
+        args = Namespace(out=tmp_path, contestants=list(contestants), seeds=[0, 1], carry=1, factor=factor)
         return [(run.name, run.factor, run.seed) for run in arena.jobs(Namespace(args=args), "final")]
 
     keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.40))
@@ -233,7 +233,9 @@ def test_the_choice_of_the_final_is_made_once_and_when_the_screen_is_done(arena,
     assert final() == wanted and ("kl", 1.0, 0) in final("kl")
     (tmp_path / "chosen.json").unlink()
     assert final("kl@random")[0] == ("kl@random", 3.0, 0)  # as the trained one
-    assert ("kl", 3.0, 0) in final("kl") and [name for name, *_ in final()][:2] == ["fidelity", "jacobian"]
+    assert ("kl", 3.0, 0) in final("kl") and ("kl", 10.6, 1) in final("kl", factor=[10.6]), "what is asked for goes before what was chosen"
+    assert final("fidelity", factor=[10.6])[0] == ("fidelity", 1.0, 0)
+    assert [name for name, *_ in final()][:2] == ["fidelity", "jacobian"]
 
 
 def test_twins_are_screened_with_the_middle_weight(arena, tmp_path):
@@ -404,9 +406,11 @@ def test_denoisers_beside_are_measured_once(arena, setting, tmp_path, monkeypatc
     assert measured == [("theirs", tmp_path / "beside/theirs", {})]
     with pytest.raises(EvaluationError, match="holds the figures of .*start; give another name"):
         arena.measure(setting, [("other", others[0][1])])
-    with pytest.raises(SystemExit):
-        arena.parse(["--screen", "--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j", "--beside", "a=noisy"])
-    assert "--beside goes with --final" in capsys.readouterr().err
+    data = ["--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"]
+    for options, words in ((["--screen", "--beside", "a=noisy"], "--beside goes with --final"), (["--final", "--factor", "1", "3"], "takes one --factor")):
+        with pytest.raises(SystemExit):
+            arena.parse([*options, *data])
+        assert words in capsys.readouterr().err
 
 
 def test_a_final_without_screen(arena, tmp_path):

@@ -80,6 +80,7 @@ def test_the_whole(make, tmp_path):
     for head in ("## Photographs", "## Do no harm", "## Noise given back", "## If you may touch the segmenter", "More than retained texture?"):
         assert head in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| `kl`")]
+    assert "| `kl` | the training segmenter | +1.0 [" in text and "%, the training segmenter |" in text and "| home |" not in text
     assert widths and "nan" not in text and "None" not in text
 
 
