@@ -492,13 +492,14 @@ def loaded(file: Path) -> dict:
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the comparison")
-    parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it")
+    parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it, under its name")
     parser.add_argument("--again", nargs=2, action="append", default=[], metavar=("TITLE", "RESULTS"), help="a further comparison")
     args = parser.parse_args(argv)
     record, *others = [loaded(file) for file in (args.results, *(Path(file) for _, file in args.again))]
     titles = [title for title, _ in args.again]
     try:
         written = page(record, kept(args.out), list(zip(titles, others, strict=True)))
+        written = written.replace("](images/awareness-", f"](images/{args.out.stem}-")  # two pages, two sets of figures
     except KeyError as error:
         files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again)))
         sys.exit(f"error: {files}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
@@ -507,7 +508,7 @@ def main(argv: list[str] | None = None) -> Path:
     images = args.out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     found = Found(record)
-    for name, figure in (("awareness-frontier", frontier), ("awareness-keep", keep_curve)):
+    for name, figure in ((f"{args.out.stem}-frontier", frontier), (f"{args.out.stem}-keep", keep_curve)):
         if f"images/{name}.png" in written:
             (images / f"{name}.png").write_bytes(png(figure(found)))
     args.out.write_text(written, encoding="utf-8")

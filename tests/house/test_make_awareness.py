@@ -67,6 +67,8 @@ def test_a_screen_alone(make, tmp_path):
     assert "have not been measured yet" in text and "## The final" not in text
     assert "dms`: needs a second" in text and "awareness dominates" in text
     assert {p.name for p in (tmp_path / "page/images").iterdir()} == {"awareness-frontier.png", "awareness-keep.png"}
+    other = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "page" / "seeds.md")]).read_text()
+    assert "](images/seeds-frontier.png)" in other and (tmp_path / "page/images/seeds-keep.png").is_file() and "](images/awareness-" not in other
     page.write_text(text.replace(make.END, f"Ours.\n{make.END}"))
     again = make.main([str(tmp_path / "results.json"), "--out", str(page)]).read_text()
     assert again == text.replace(make.END, f"Ours.\n{make.END}"), "what people wrote stays, once"
