@@ -15,24 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from awareness_figures import frontier, gains, keep_curve
+from awareness_record import Found, means, num, text
 from by_hand import BEGIN, END, kept
 
 DOCS = Path(__file__).parent
-COLOURS = {"control": "#666666", "seed": "#D55E00", "later": "#0072B2", "keep": "#009E73"}
-NUMBERS = {"inf": math.inf, "-inf": -math.inf}
-
-
-def num(value) -> float:
-    """A number of the JSON, which has neither NaN nor infinity."""
-    return math.nan if value is None else NUMBERS.get(value, value) if isinstance(value, str) else float(value)
-
-
-def text(value, digits=2, scale=1.0, signed=False) -> str:
-    value = num(value)
-    if math.isnan(value):
-        return "–"
-    value = round(value * scale, digits) + 0.0  # no "-0.00"
-    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 def bracket(row: dict, name: str, digits=1, scale=100.0, signed=True) -> str:
@@ -54,41 +41,6 @@ def grid(rows: list[list[str]]) -> list[str]:
         return []
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0]), *("| " + " | ".join(row) + " |" for row in cells[1:]), ""]
-
-
-class Found:
-    """The JSON, with the look-ups the page needs."""
-
-    def __init__(self, record: dict) -> None:
-        self.record = record
-        self.frames = record.get("reported", {}).get("frames")
-        self.photographs = record.get("reported", {}).get("photographs")
-        self.chosen = record["screen"]["chosen"]
-
-    def group(self, name: str) -> str:
-        if name.endswith("@random"):
-            return "control"
-        return self.record["contestants"].get(name.removesuffix("+keep"), {}).get("group", "control")
-
-    def labels(self, name: str) -> bool:
-        return self.record["contestants"].get(name.partition("@")[0].removesuffix("+keep"), {}).get("labels") == "true"
-
-    def what(self, name: str) -> str:
-        base, _, twin = name.partition("@")
-        return self.record["contestants"].get(base, {}).get("what", "") + (", untrained segmenter" if twin else "")
-
-    def row(self, which: dict | None, measure: str, noise: str, name: str) -> dict | None:
-        rows = (which or {}).get("rows", ())
-        return next((r for r in rows if (r["measure"], r["noise"], r["contestant"]) == (measure, noise, name)), None)
-
-    def names(self, which: dict | None) -> list[str]:
-        return list(dict.fromkeys(r["contestant"] for r in (which or {}).get("rows", ())))
-
-    def noises(self, which: dict | None) -> list[str]:
-        return [n for n in dict.fromkeys(r["noise"] for r in (which or {}).get("rows", ())) if n != "clean"]
-
-    def gap(self, noise: str, name: str) -> dict | None:
-        return next((g for g in self.record.get("gaps", ()) if g["noise"] == noise and g["contestant"] == name), None)
 
 
 def head(found: Found) -> list[str]:
@@ -147,17 +99,6 @@ def in_short(found: Found) -> list[str]:
     return ["## In short", "", *lines, ""] if lines else []
 
 
-def means(run: dict, name: str, judge: str | None = None, noise: str | None = None) -> list[float]:
-    """[PSNR, mIoU] of ``name`` in a run's held-out figures: means over levels and held-out judges, or at one of each."""
-    found: dict[str, list[float]] = {"psnr": [], "miou": []}
-    for f in run.get("held_out", ()):
-        measure, _, who = f["measure"].partition(":")
-        level = f["noise"] == noise if noise else f["noise"] != "clean"
-        if f["contestant"] == name and level and (who in ("", judge) if judge else who != "home"):
-            found[measure].append(num(f["value"]))
-    return [sum(values) / len(values) if values else math.nan for values in found.values()]
-
-
 def screen(found: Found) -> list[str]:
     """The chosen weight of each contestant in a table, by judge at the highest level; then all weights."""
     runs, chosen = found.record["screen"]["runs"], found.chosen
@@ -209,6 +150,7 @@ def final(found: Found) -> list[str]:
         " data is given back, level by level; a level that no share was chosen at takes that of the nearest. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
         " over that under the training segmenter, where the latter is one.", "",
         *fewer_seeds(found),
+        *(["Bars: intervals; dots: seeds.", "", "![Gain by judge and level](images/awareness-gains.png)", ""] if several_seeds(found) else []),
     ]  # fmt: skip
     for noise in found.noises(source):
         judges = [j for j in source["judges"] if j != "home"]
@@ -224,6 +166,11 @@ def final(found: Found) -> list[str]:
                          bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
         out += [f"### {noise}", "", *grid(rows)]
     return [*out, *beyond(found)]
+
+
+def several_seeds(found: Found) -> bool:
+    """Whether there are some to show."""
+    return any(len(gap.get("seed_gains", ())) > 1 for gap in found.record.get("gaps", ()))
 
 
 def fewer_seeds(found: Found) -> list[str]:
@@ -376,112 +323,6 @@ def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[st
     return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
 
 
-def frontier(found: Found):
-    """Each contestant's weights as a line: PSNR against the control to the right, mIoU upwards; final means with intervals."""
-    from segaware.evaluation.figures import _pyplot
-
-    noises = found.noises(found.frames)
-    figure = _pyplot()(9, 5.5 * (1 + bool(noises)))
-    axes = figure.subplots(1 + bool(noises), 1, squeeze=False)[:, 0]
-    runs = found.record["screen"]["runs"]
-    control = next((r for r in runs if r["contestant"] == "fidelity" and "held_out" in r), None)
-    lines: dict[str, tuple[list[tuple[float, float]], str]] = {}  # by contestant: points, and colour
-    if control is not None:
-        zero = means(control, "fidelity")
-
-        def place(run: dict, name: str) -> tuple[float, float]:
-            psnr, miou = means(run, name)
-            return psnr - zero[0], 100 * (miou - zero[1])
-
-        runs = sorted((r for r in runs if r["seed"] == control["seed"] and "held_out" in r), key=lambda r: r["factor"])
-        for name in dict.fromkeys(r["contestant"] for r in runs):
-            lines[name] = [place(r, name) for r in runs if r["contestant"] == name], COLOURS[found.group(name)]
-        shares = sorted({f["contestant"] for f in control["held_out"] if f["contestant"].startswith("fidelity+")}, key=lambda n: float(n.partition("+")[2]))
-        if shares:
-            lines["control, noise given back"] = [(0.0, 0.0), *(place(control, n) for n in shares)], COLOURS["keep"]
-    words = "orange: terms of the papers; blue: later ones; grey: controls; green: noise given back"
-    axes[0].set_title(f"screen: held-out frames, all weights, one seed\n{words}", fontsize=9)
-    for name, (points, colour) in lines.items():
-        axes[0].plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=colour, alpha=0.4 if "@" in name else 0.9)
-    named = {name: (max(points, key=lambda p: p[1]), colour) for name, (points, colour) in lines.items() if name != "fidelity"}
-    side_labels(axes[0], named, -2 * found.record["budget"])
-    if noises:
-        named, highest = {}, 0.0
-        for name in found.names(found.frames):
-            gap, psnr = found.gap(noises[-1], name), found.row(found.frames, "psnr", noises[-1], name)
-            against = (psnr or {}).get("against", {}).get("fidelity")
-            if gap is None or not against:
-                continue
-            x, y, low, high = num(against["difference"]), *(100 * num(gap[k]) for k in ("gain", "gain_low", "gain_high"))
-            if named.get(name.removesuffix("+keep"), ((), ""))[0] == (x, y):
-                continue  # nothing was given back
-            bars = None if math.isnan(low) else [[y - low], [high - y]]
-            highest = max(highest, y if math.isnan(high) else high)
-            colour = COLOURS["keep" if name.endswith("+keep") else found.group(name)]
-            axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
-            named[name] = (x, y), colour
-        axes[1].set_title(f"final: reported frames, {noises[-1]}, all seeds", fontsize=9)
-        side_labels(axes[1], named, -2 * found.record["budget"], highest)
-    for ax in axes:
-        ax.axhline(0, color="black", lw=0.5)
-        ax.axvline(0, color="black", lw=0.5)
-        ax.axvline(-found.record["budget"], color="black", lw=0.5, ls=":")
-        ax.set_xlabel("PSNR against the control, dB (dotted: the budget)")
-        ax.set_ylabel("mIoU across the held-out judges, points against the control")
-    return figure
-
-
-def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float, highest: float = 0.0) -> None:
-    """Names on the right edge, tied to their points: the points that matter lie close together.
-
-    The view ends at ``left``, a little below the control and above ``highest``; what lies beyond is listed in a corner.
-    """
-    if not named:
-        return
-    top = max(highest, *(y for (_, y), _ in named.values()))
-    low, high, right = -0.6 * max(top, 0.5), top + 0.1 * max(top, 0.5), 0.1 * -left
-    ax.set_xlim(left, right)
-    ax.set_ylim(low, high)
-    inside = {name: value for name, value in named.items() if left <= value[0][0] <= right and value[0][1] >= low}
-    gap, below = 0.036, 1.06
-    for name, (point, colour) in sorted(inside.items(), key=lambda item: -item[1][0][1]):
-        below = min(below - gap, (point[1] - low) / (high - low))
-        ax.annotate(
-            name, point, fontsize=7, color=colour, xytext=(1.02, below), textcoords="axes fraction", va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "lw": 0.4, "color": colour, "shrinkA": 0, "shrinkB": 2},
-        )  # fmt: skip
-    beyond = sorted(set(named) - set(inside), key=lambda name: -named[name][0][1])
-    if beyond:
-        words = ["out of view:", *(f"{name} ({x:+.2f} dB, {y:+.1f})" for name in beyond for x, y in [named[name][0]])]
-        ax.text(0.01, 0.02, "\n".join(words), fontsize=7, transform=ax.transAxes, va="bottom")
-
-
-def keep_curve(found: Found):
-    """mIoU (held-out judges) and PSNR of the control by the share given back, a line a level."""
-    from segaware.evaluation.figures import _pyplot
-
-    runs = [r for phase in ("final", "screen") for r in found.record[phase]["runs"] if r["contestant"] == "fidelity" and "keep" in r]
-    figure = _pyplot()(8, 3.6)
-    left, right = figure.subplots(1, 2)
-    if runs:
-        figures = runs[0]["held_out"]
-        for noise in dict.fromkeys(f["noise"] for f in figures if f["noise"] != "clean"):
-            series: dict[float, dict[str, list[float]]] = {}
-            for f in figures:
-                base, _, share = f["contestant"].partition("+")
-                if f["noise"] == noise and base == "fidelity" and f["measure"] != "miou:home":
-                    series.setdefault(float(share or 0), {}).setdefault(f["measure"].partition(":")[0], []).append(num(f["value"]))
-            shares = sorted(series)
-            for ax, key, scale in ((left, "miou", 100), (right, "psnr", 1)):
-                ax.plot([100 * s for s in shares], [scale * sum(series[s][key]) / len(series[s][key]) for s in shares], "o-", ms=4, label=noise)
-    for ax, label in ((left, "mIoU, held-out judges, %"), (right, "PSNR, dB")):
-        ax.set_xlabel("share of the noise given back, %")
-        ax.set_ylabel(label)
-        if ax.lines:
-            ax.legend(fontsize=8)
-    return figure
-
-
 def loaded(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -508,7 +349,8 @@ def main(argv: list[str] | None = None) -> Path:
     images = args.out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     found = Found(record)
-    for name, figure in ((f"{args.out.stem}-frontier", frontier), (f"{args.out.stem}-keep", keep_curve)):
+    for what, figure in (("frontier", frontier), ("gains", gains), ("keep", keep_curve)):
+        name = f"{args.out.stem}-{what}"
         if f"images/{name}.png" in written:
             (images / f"{name}.png").write_bytes(png(figure(found)))
     args.out.write_text(written, encoding="utf-8")

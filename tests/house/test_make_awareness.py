@@ -96,6 +96,16 @@ def test_denoisers_that_were_not_trained_here(make):
     assert "| contestant | sigma 50 |\n|---|---|\n| `kl` | +1.3 [+0.6, +2.0], p 0.002 |\n\n" in text and "| `fidelity+keep` | – |" not in text
 
 
+def test_seeds_have_a_figure(make, tmp_path):
+    found = with_final(record())
+    found["gaps"][0]["by_judge"] = {"a": {"gain": 0.02, "gain_low": None, "gain_high": 0.03, "gap": 0.1}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    text = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "seeds.md")]).read_text()
+    assert "![Gain by judge and level](images/seeds-gains.png)" in text and (tmp_path / "images/seeds-gains.png").is_file()
+    found["gaps"] = [{**gap, "seed_gains": gap["seed_gains"][:1]} for gap in found["gaps"]]
+    assert "Gain by judge" not in make.page(found)
+
+
 def test_lost_seeds_and_whom_the_choice_pleases_are_said(make):
     found = with_final(record())
     runs = found["final"]["runs"]
