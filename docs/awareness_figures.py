@@ -108,8 +108,9 @@ def keep_curve(found: Found):
     for ax, label in ((left, "mIoU, held-out judges, %"), (right, "PSNR, dB")):
         ax.set_xlabel("share of the noise given back, %")
         ax.set_ylabel(label)
-        if ax.lines:
-            ax.legend(fontsize=8)
+    left.margins(y=0.2)
+    if left.lines:
+        left.legend(fontsize=7, ncols=4, loc="upper center", columnspacing=1, handlelength=1.5)  # the same colours on the right
     return figure
 
 

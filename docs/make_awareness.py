@@ -9,9 +9,11 @@ repeatable, adds the final of another comparison (another start, other steps) in
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from awareness_record import Found, means, num, text
 from by_hand import BEGIN, END, kept
 
 DOCS = Path(__file__).parent
+TITLE = "Does awareness help?"
 
 
 def bracket(row: dict, name: str, digits=1, scale=100.0, signed=True) -> str:
@@ -49,7 +52,6 @@ def head(found: Found) -> list[str]:
     seeds = sorted({r["seed"] for r in final["runs"]})
     name = lambda spec: Path(str(spec)).name  # noqa: E731
     out = [
-        "# Does awareness help?", "",
         "Awareness losses of this library (and what the papers propose), trained from one start with the same steps, data and noise,"
         " and judged by segmenters that took no part in any training. Written by `docs/make_awareness.py` from the JSON of"
         " `examples/compare_awareness.py`; how the losses are defined: [losses.md](losses.md).", "",
@@ -312,7 +314,7 @@ def left_out(found: Found) -> list[str]:
     return ["## Left out, or stopped", "", *lines, ""] if lines else []
 
 
-def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[str, dict]] = ()) -> str:
+def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[str, dict]] = (), title: str = TITLE) -> str:
     """``words``: what people have written into the page, between two marks; the rest is written anew.
 
     ``others``: titles and JSONs of further comparisons.
@@ -320,26 +322,28 @@ def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[st
     found = Found(record)
     further = [line for title, other in others for line in again(title, Found(other))]
     parts = (head, lambda _: [words, ""], in_short, final, lambda _: further, screen, photographs, harm, give_back, instead, left_out)
-    return "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
+    return f"# {title}\n\n" + "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
 
 
 def loaded(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = file.read_bytes()
+        return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         sys.exit(f"error: {file}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
 
 
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of the comparison")
+    parser.add_argument("results", type=Path, help="results.json of the comparison, plain or as .json.gz")
     parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it, under its name")
+    parser.add_argument("--title", default=TITLE, help="of the page [%(default)s]")
     parser.add_argument("--again", nargs=2, action="append", default=[], metavar=("TITLE", "RESULTS"), help="a further comparison")
     args = parser.parse_args(argv)
     record, *others = [loaded(file) for file in (args.results, *(Path(file) for _, file in args.again))]
     titles = [title for title, _ in args.again]
     try:
-        written = page(record, kept(args.out), list(zip(titles, others, strict=True)))
+        written = page(record, kept(args.out), list(zip(titles, others, strict=True)), args.title)
         written = written.replace("](images/awareness-", f"](images/{args.out.stem}-")  # two pages, two sets of figures
     except KeyError as error:
         files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again)))

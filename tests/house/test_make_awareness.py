@@ -1,5 +1,6 @@
 """docs/make_awareness.py: a page from any part of the comparison's JSON."""
 
+import gzip
 import importlib.util
 import json
 import sys
@@ -154,4 +155,11 @@ def test_what_is_no_result(make, tmp_path):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(SystemExit, match="--collect"):
             make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md")])
+    whole = gzip.compress(json.dumps(record()).encode())
+    for content in (b"no archive", whole[:-20], whole[:20] + b"x" * 20 + whole[40:]):
+        (tmp_path / "results.json.gz").write_bytes(content)
+        with pytest.raises(SystemExit, match="cannot be read"):
+            make.main([str(tmp_path / "results.json.gz"), "--out", str(tmp_path / "awareness.md")])
+    (tmp_path / "results.json.gz").write_bytes(whole)
+    assert "`kl`" in make.main([str(tmp_path / "results.json.gz"), "--out", str(tmp_path / "awareness.md")]).read_text()
     assert make.text(-0.0001) == "0.00" and make.text("inf") == "inf" and make.text(None) == "–"
