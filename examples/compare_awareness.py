@@ -132,7 +132,7 @@ def opened(named: list[str]) -> list[tuple[str, Contestant]]:
         name, _, spec = text.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not spec:
             raise EvaluationError(f"--beside {text}: give NAME=SPEC; the name becomes that of a folder (letters, digits, . _ -)")
-        if name in ("noisy", *every()) or name in [other.name for _, other in found]:
+        if name in ("noisy", "clean", *every()) or name in [other.name for _, other in found]:
             raise EvaluationError(f"--beside {text}: there is a {name} already; give it another name")
         found.append((spec, open_contestant(text)))
     return found

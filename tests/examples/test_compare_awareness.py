@@ -387,7 +387,7 @@ def test_missing_arguments_are_named(arena, capsys):
 
 
 @pytest.mark.parametrize("named, words", [
-    (["theirs"], "give NAME=SPEC"), (["../x=noisy"], "give NAME=SPEC"), (["kl=noisy"], "there is a kl already"),
+    (["theirs"], "give NAME=SPEC"), (["../x=noisy"], "give NAME=SPEC"), (["kl=noisy"], "there is a kl already"), (["clean=noisy"], "there is a clean already"),
     (["a=noisy", "a=dncnn-blind"], "there is a a already"), (["a=nothing-like-it"], "nothing-like-it"),
 ])  # fmt: skip
 def test_denoisers_beside_that_cannot_be_named(arena, named, words):
