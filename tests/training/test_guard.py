@@ -7,6 +7,7 @@ from torch import nn
 from segaware import SegAwareWrapper
 from segaware.errors import TrainingError
 from segaware.training.guard import stop_if_dominated
+from segaware.wrapper import WrapperOutput
 
 
 class Shift(nn.Module):
@@ -65,6 +66,40 @@ def test_looking_and_lone_fidelity_are_not_watched():
     for level in range(1, 30):
         wrapper(clean + 0.1 * level, clean=clean)
         wrapper(clean)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_noisy_fidelity_that_does_not_rise_is_no_fault(batch):
+    """Heavy-tailed like batches of blind noise: some 200 steps among thousands are low by luck."""
+    assert watched(jumpy(40_000, batch)) is None
+
+
+def test_a_rise_is_seen_through_the_noise():
+    values = jumpy(3_000, 4)
+    values[1_000:] *= 2
+    assert 1_000 < watched(values) < 1_600
+
+
+def jumpy(count, batch):
+    source = torch.Generator().manual_seed(batch)
+    level = torch.rand(count, batch, generator=source) ** 1.2
+    return (level * (0.6 * torch.randn(count, batch, generator=source)).exp()).mean(1)
+
+
+def watched(values):
+    """The step at which the watch raises for these values of fidelity, under an awareness as strong as it; or None."""
+    wrapper = SegAwareWrapper(Shift(), (1.0, Brighter()))
+    stop_if_dominated(wrapper)
+    (look,) = wrapper._forward_hooks.values()
+    denoised = torch.zeros(1, 3, 2, 2, requires_grad=True) * 1.0
+    mean = denoised.mean()
+    for step, value in enumerate(values.tolist()):
+        terms = {"fidelity": mean + value, "brighter": -mean}
+        try:
+            look(wrapper, (), WrapperOutput(mean, denoised, terms, {"fidelity": 1.0, "brighter": 1.0}))
+        except TrainingError:
+            return step
+    return None
 
 
 def test_options():
