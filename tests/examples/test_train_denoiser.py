@@ -49,6 +49,16 @@ def test_with_awareness(tmp_path, folder):
     assert '"entropy"' in (tmp_path / "run/log.jsonl").read_text()
 
 
+@pytest.mark.slow
+def test_a_weight_that_takes_over_ends_with_the_one_to_try(tmp_path, folder):
+    for file in folder.iterdir():  # smooth: what the denoiser does well
+        Image.open(file).resize((3, 3)).resize((50, 40), Image.Resampling.BICUBIC).save(file)
+    asked = ["--start-from", "liu-blind", "--awareness", "entropy", "--gamma", "1e6", "--learning-rate", "1e-3", *QUICK, "--steps", "1000"]
+    done = run("--data", folder, "--model", "liu", "--out", tmp_path / "run", *asked)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "awareness dominates" in done.stderr and "instead of 1e+06" in done.stderr
+
+
 def test_a_pool_of_judges(tmp_path, folder):
     judges = ["--awareness", "jacobian", "--segmenter", "fpn-camvid", "fpn-camvid"]
     done = run("--data", folder, "--model", "dncnn", "--out", tmp_path / "run", *judges, *QUICK)
