@@ -100,7 +100,8 @@ def main(argv=None):
     args = parse(argv)
     if args.list:
         for name in every():
-            print(f"{group(name):8} {name:24} {entrant(name).what}{', untrained segmenter' if '@' in name else ''}")
+            labels = ", true labels" if entrant(name).labels == "true" else ""
+            print(f"{group(name):8} {name:24} {entrant(name).what}{', untrained segmenter' if '@' in name else ''}{labels}")
         return None
     if args.smoke:
         return smoke(args)
@@ -116,7 +117,10 @@ def main(argv=None):
     if args.instead:
         instead(setting, control_of(args.out))
     else:
-        work(setting, jobs(setting, phase))
+        runs = jobs(setting, phase)
+        for number in {entrant(run.name).labelled for run in runs} - {None}:
+            setting.check_classes(number)  # refused now, not after hours
+        work(setting, runs)
         measure(setting, others)
     return save(args.out, setting.record())
 

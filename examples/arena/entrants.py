@@ -159,6 +159,7 @@ class Entrant:
         swept: whether it has a weight to choose.
         labels: "none", "true" (supervised) or "maps" (sensitivity maps in the place of labels).
         random: whether it has a twin with an untrained segmenter, ``NAME@random``.
+        labelled: which of ``--segmenter`` must know the classes of the labels.
     """
 
     group: str
@@ -167,6 +168,7 @@ class Entrant:
     swept: bool = True
     labels: str = "none"
     random: bool = False
+    labelled: int | None = None
 
 
 def one(make: Callable[[Kit], nn.Module]) -> Callable[[Kit], Terms]:
@@ -199,27 +201,28 @@ ENTRANTS: dict[str, Entrant] = {
     "ssaid-literal": Entrant("seed", "S-SAID with a random head: cross-entropy with true labels",
                              one(lambda kit: TaskLoss(kit.usaid(len(CAMVID_CLASSES)), resize="labels")), labels="true"),
     "ssaid": Entrant("seed", "S-SAID with a trained head: cross-entropy with true labels",
-                     one(lambda kit: TaskLoss(kit.home, resize="labels")), labels="true", random=True),
+                     one(lambda kit: TaskLoss(kit.home, resize="labels")), labels="true", random=True, labelled=0),
     "liu-perceptual": Entrant("seed", "Liu's feature term: features at stride 4 of the trained segmenter", one(liu), random=True),
     "liu-joint": Entrant("seed", "Liu's joint loss: features and true segmentation labels",
-                         lambda kit: [(0.5, liu(kit)), (0.5, TaskLoss(kit.home, resize="labels"))], labels="true"),
+                         lambda kit: [(0.5, liu(kit)), (0.5, TaskLoss(kit.home, resize="labels"))], labels="true", random=True,
+                         labelled=0),
     "liu-joint-classes": Entrant(
         "seed", "Liu's joint loss with SqueezeNet: features, and its own class of the clean patch as label",
         lambda kit: [(2 / 3, PerceptualLoss(kit.imagenet, ["features.5"])),
                      (1 / 3, PseudoLabelLoss(kit.classifier, focus=0, teacher="self"))]),
     "dms": Entrant("seed", "DMS: true labels through a segmenter of another family (the second)",
-                   one(lambda kit: TaskLoss(kit.second)), labels="true"),
+                   one(lambda kit: TaskLoss(kit.second)), labels="true", random=True, labelled=1),
     # later work and ours, all without labels
     "features-mid": Entrant("later", "segmenter's features, middle level",
                             one(lambda kit: ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), random=True),
     "features-last": Entrant("later", "segmenter's features, last level",
                              one(lambda kit: ConsistencyLoss(features=features(kit.home, kit.clean(), -1))), random=True),
     "kl": Entrant("later", "KL to the prediction on the clean image", one(lambda kit: ConsistencyLoss(kit.home)), random=True),
-    "kl-t3": Entrant("later", "the same at temperature 3", one(lambda kit: ConsistencyLoss(kit.home, temperature=3.0))),
+    "kl-t3": Entrant("later", "the same at temperature 3", one(lambda kit: ConsistencyLoss(kit.home, temperature=3.0)), random=True),
     "features-kl": Entrant("later", "middle features and KL, half of the gradient each",
-                           lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))]),
+                           lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, ConsistencyLoss(kit.home))], random=True),
     "features-entropy": Entrant("later", "middle features and entropy of the trained segmenter, half of the gradient each",
-                                lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, EntropySegAwareLoss(kit.home))]),
+                                lambda kit: [(0.5, ConsistencyLoss(features=features(kit.home, kit.clean(), 1))), (0.5, EntropySegAwareLoss(kit.home))], random=True),
     "jacobian": Entrant("later", "Jacobian-weighted fidelity, exact", one(lambda kit: JacobianLoss(kit.home)), random=True),
     "fisher": Entrant("later", "Fisher-weighted fidelity, exact", one(lambda kit: FisherLoss(kit.home)), random=True),
     "sensitivity": Entrant("later", "cached diagonal of the Jacobian: no segmenter in the loop",
@@ -232,9 +235,9 @@ ENTRANTS: dict[str, Entrant] = {
                           one(lambda kit: D2SMLoss(kit.imagenet.features, queue=128, patch=48, normalize="imagenet",
                                                    anchors="clean"))),
     "pool-features": Entrant("later", "judge pool on the features (middle level)",
-                             one(lambda kit: JudgePoolLoss(kit.pool, lambda net: ConsistencyLoss(features=features(net, kit.clean(), 1))))),
+                             one(lambda kit: JudgePoolLoss(kit.pool, lambda net: ConsistencyLoss(features=features(net, kit.clean(), 1)))), random=True),
     "pool-kl": Entrant("later", "judge pool on KL", one(lambda kit: JudgePoolLoss(kit.pool)), random=True),
-    "pool-jacobian": Entrant("later", "judge pool on the Jacobian", one(lambda kit: JudgePoolLoss(kit.pool, JacobianLoss))),
+    "pool-jacobian": Entrant("later", "judge pool on the Jacobian", one(lambda kit: JudgePoolLoss(kit.pool, JacobianLoss)), random=True),
 }  # fmt: skip
 
 TWIN = "@random"

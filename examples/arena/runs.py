@@ -150,8 +150,6 @@ def train(setting: Setting, run: Run) -> dict:
     """Train, or go on; the result, also written. The caller holds the claim."""
     folder = run.folder(setting.out)
     found, start = entrant(run.name), time.monotonic()
-    if found.labels == "true":
-        setting.check_classes()
     weights = gradient_shares(setting, run.name)
     terms = found.terms(kit_of(setting, run.name))
     pairs = [(run.factor * w["weight"], loss) for w, (_, loss) in zip(weights, terms, strict=True)]

@@ -123,15 +123,20 @@ class Setting:
 
         return self.once("judges", check)
 
-    def check_classes(self) -> None:
-        """A supervised contestant needs a segmenter of the labels' classes."""
-        for spec in self.args.segmenter:
+    def check_classes(self, number: int) -> None:
+        """The segmenter that a supervised contestant looks through must know the labels' classes.
+
+        Raises:
+            InputError: it knows others.
+        """
+        for spec in self.args.segmenter[number : number + 1]:
             net = load_entry(locate(spec))
             names = getattr(net, "class_names", None)
             if net.num_classes != len(CAMVID_CLASSES) or (names and tuple(names) != CAMVID_CLASSES):
                 raise InputError(
                     f"--segmenter {spec}: knows {net.num_classes} classes ({', '.join(names or ('unnamed',))}), the labels have"
-                    f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels: examples/train_segmenter.py"
+                    f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels (examples/train_segmenter.py),"
+                    " or name --contestants that need none (--list)"
                 )
 
     # recipe

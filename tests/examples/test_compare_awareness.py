@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segaware import DnCNN, FPNSegmenter
 from segaware.entries import write_entry
 from segaware.errors import EvaluationError, InputError, TrainingError
 from segaware.evaluation.sources import CAMVID_CLASSES
+from segaware.training.guard import stop_if_dominated
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -113,11 +115,41 @@ def test_classes_and_judges_that_do_not_fit(setting, tmp_path):
         setting.judges()
     setting.args.force = True
     assert len(setting.judges()) == 1
-    setting.check_classes()
+    setting.check_classes(0)
     write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
+    setting.args.segmenter = [tmp_path / "home", tmp_path / "five"]
+    setting.check_classes(0)  # the second only joins the pools
+    with pytest.raises(InputError, match="five: knows 5 classes .* the labels have 11 .*--contestants"):
+        setting.check_classes(1)
+    setting.check_classes(2)  # there is none: its contestant is left out
+
+
+def test_classes_are_looked_at_before_anything_is_trained(arena, setting, tmp_path, monkeypatch):
+    write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
+    worked = []
+    monkeypatch.setattr(arena, "Setting", lambda args: types.SimpleNamespace(
+        args=args, out=tmp_path, judges=list, record=dict, check_classes=lambda number: type(setting).check_classes(setting, number)))  # fmt: skip
+    monkeypatch.setattr(arena, "work", lambda _, runs: worked.extend(run.name for run in runs))
+    monkeypatch.setattr(arena, "save", lambda *_: None)
     setting.args.segmenter = [tmp_path / "five"]
-    with pytest.raises(InputError, match="5 classes .* the labels have 11"):
-        setting.check_classes()
+    asked = ["--screen", "--out", str(tmp_path), "--judge", "j", *"--photographs p --camvid c --test-photographs t --contestants kl".split()]
+    arena.main(asked)
+    assert set(worked) == {"kl"}
+    with pytest.raises(InputError, match="5 classes"):
+        arena.main([*asked, "ssaid"])
+
+
+def test_a_term_that_takes_over_is_recorded_as_stopped(arena, setting, monkeypatch):
+    from arena import runs
+
+    monkeypatch.setattr(runs, "stop_if_dominated", lambda wrapper: stop_if_dominated(wrapper, steps=8))
+    setting.args.steps, setting.args.learning_rate = 100, 1e-2
+    photograph = setting.out / "p/1.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(photograph)
+    monkeypatch.setattr(setting, "photographs", lambda: ([], [photograph]))
+    run = runs.Run("screen", "entropy", 1e6, 0)
+    done = runs.train(setting, run)
+    assert done["state"] == "stopped" and "entropy" in done["error"] and "instead of" in done["error"]
 
 
 def test_contestants_without_their_networks_are_left_out(setting):

@@ -34,6 +34,17 @@ def test_by_hand():
     assert float(d2sm(TWO, ONE, reduction="entry")) == pytest.approx(0.02944, abs=1e-5)
 
 
+@pytest.mark.parametrize(("length", "expected"), [(512, 7e-7), (8192, 4e-8)])
+def test_it_is_tiny_on_features_of_real_length(length, expected):
+    """224 rows with 30 % of noise: the +1 of the shift makes every row nearly uniform."""
+    source = torch.Generator().manual_seed(0)
+    clean = torch.randn(224, length, generator=source)
+    rows = clean + 0.3 * torch.randn(224, length, generator=source)
+    entry = float(d2sm(rows, clean, reduction="entry"))
+    assert entry == pytest.approx(expected, rel=0.2)
+    assert float(d2sm(rows, clean)) == pytest.approx(224 * entry, rel=1e-4)
+
+
 def test_temperature_by_hand():
     p = math.exp(2) / (1 + math.exp(2))
     expected = 0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p))

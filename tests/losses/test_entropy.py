@@ -33,6 +33,21 @@ def test_by_hand():
     assert torch.isclose(entropy(p.log()), expected)  # a classifier's logits
 
 
+def test_gradient_by_hand():
+    logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    entropy(logits).backward()
+    p = logits.detach().softmax(1)
+    each = -(p * p.log()).sum(1, keepdim=True)
+    assert torch.allclose(logits.grad, -p * (p.log() + each) / 6)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(1, 21), torch.eye(21)[:1] * 60])
+def test_no_gradient_where_all_is_open_or_all_is_decided(logits):
+    logits.requires_grad_()
+    entropy(logits).backward()
+    assert float(logits.grad.abs().max()) < 1e-7
+
+
 def test_it_is_the_sum_over_classes_and_the_mean_over_pixels():
     one, two = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
     both = torch.cat([one, two])

@@ -36,6 +36,19 @@ def test_by_hand():
     assert float(guarded_entropy(logits, clean, keep_below=0.5)) == pytest.approx(float(kept) + hold, rel=1e-5)
 
 
+def test_of_21_classes_an_entropy_below_1_218_is_sure():
+    def of(top):  # one class has ``top``, the others share the rest
+        p = torch.full((1, 21), (1 - top) / 20)
+        p[0, 0] = top
+        return p.log()
+
+    below, above = of(0.78), of(0.77)
+    assert float(entropy(below)) < 0.4 * math.log(21) < float(entropy(above))
+    assert 0.4 * math.log(21) == pytest.approx(1.218, abs=5e-4)
+    assert float(guarded_entropy(below, below, hold=0)) == pytest.approx(float(entropy(below)))
+    assert float(guarded_entropy(above, above, hold=0)) == 0
+
+
 def test_all_kept_and_nothing_held_is_the_entropy():
     logits = torch.randn(2, 4, 3, 3)
     assert torch.isclose(guarded_entropy(logits, logits, keep_below=1, hold=0), entropy(logits))

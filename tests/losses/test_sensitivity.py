@@ -66,6 +66,17 @@ def test_exact_for_the_trace(segmenter):
     assert float((found - expected).norm() / expected.norm()) < 0.15
 
 
+def test_right_for_white_errors_blind_to_those_that_act_together():
+    def steps(image):  # logits that see differences of neighbours alone
+        return image - image.roll(1, dims=-1)
+
+    clean, white = torch.rand(1, 3, 16, 64), torch.randn(1, 3, 16, 64)
+    found = sensitivity(steps, clean, probes=50)
+    assert float((found * white.square()).sum() / steps(white).square().sum()) == pytest.approx(1, abs=0.1)
+    shift = torch.ones_like(white)
+    assert float(steps(shift).abs().max()) == 0 and float((found * shift).sum()) > 1000
+
+
 def test_weights():
     weights = weights_of(torch.tensor([0.0, 1.0, 1.0, 98.0]).reshape(1, 1, 2, 2), floor=0.2, clip=3)
     assert weights.flatten().tolist() == pytest.approx([0.2, 0.2, 0.2, 3.0])
@@ -76,7 +87,7 @@ def test_weighted_fidelity_by_hand():
     clean = torch.zeros(1, 3, 1, 2)
     denoised = torch.tensor([1.0, 2.0]).expand(1, 3, 1, 2).clone().requires_grad_()
     weights = torch.tensor([2.0, 0.5]).reshape(1, 1, 1, 2)
-    assert float(weighted_fidelity(denoised, clean, weights)) == pytest.approx((2 * 1 + 0.5 * 4) / 2)
+    assert float(weighted_fidelity(denoised.detach(), clean, weights)) == pytest.approx((2 * 1 + 0.5 * 4) / 2)
     first = torch.tensor([True, False]).reshape(1, 1, 1, 2)
     assert float(weighted_fidelity(denoised, clean, weights, first)) == pytest.approx(2)
     value = weighted_fidelity(denoised, clean, weights, ~first & first)
