@@ -52,7 +52,8 @@ def frontier(found: Found):
             axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
             named[name] = (x, y), colour
         axes[1].set_title(f"final: reported frames, {noises[-1]}, all seeds", fontsize=9)
-        side_labels(axes[1], named, -2 * found.record["budget"], highest)
+        beside = [named[name][0][0] for name in found.record.get("beside", ()) if name in named]  # may have more PSNR than the control
+        side_labels(axes[1], named, -2 * found.record["budget"], highest, max([0.0, *beside]))
     for ax in axes:
         ax.axhline(0, color="black", lw=0.5)
         ax.axvline(0, color="black", lw=0.5)
@@ -62,15 +63,16 @@ def frontier(found: Found):
     return figure
 
 
-def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float, highest: float = 0.0) -> None:
+def side_labels(ax, named: dict[str, tuple[tuple[float, float], str]], left: float, highest: float = 0.0, rightmost: float = 0.0) -> None:
     """Names on the right edge, tied to their points: the points that matter lie close together.
 
-    The view ends at ``left``, a little below the control and above ``highest``; what lies beyond is listed in a corner.
+    The view ends at ``left``, right of ``rightmost``, a little below the control and above ``highest``; what lies beyond is
+    listed in a corner.
     """
     if not named:
         return
     top = max(highest, *(y for (_, y), _ in named.values()))
-    low, high, right = -0.6 * max(top, 0.5), top + 0.1 * max(top, 0.5), 0.1 * -left
+    low, high, right = -0.6 * max(top, 0.5), top + 0.1 * max(top, 0.5), rightmost + 0.1 * -left
     ax.set_xlim(left, right)
     ax.set_ylim(low, high)
     inside = {name: value for name, value in named.items() if left <= value[0][0] <= right and value[0][1] >= low}
