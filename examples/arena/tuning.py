@@ -31,7 +31,7 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
     folder = setting.out / "segmenters" / kind
     if (folder / "config.json").is_file():
         return load_entry(folder)
-    setting.check_classes()
+    setting.check_classes(0)
     frames = train_segmenter.load(args.camvid, "train", lambda stem: HELD_DRIVE not in stem)
     weights = train_segmenter.class_weights(frames)
     model = load_entry(locate(args.segmenter[0])).to(memory_format=torch.channels_last)
