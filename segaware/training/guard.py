@@ -30,11 +30,11 @@ def stop_if_dominated(wrapper: SegAwareWrapper, *, steps: int = 200, worse: floa
     mean of ``steps`` so far, and their own mean above it by more than six standard errors (fidelity
     jumps with the noise level of each batch, and among thousands of steps some window is low by
     luck); or when, over ``steps``, the denoised images are further from the clean ones than the
-    noisy are, and four times further, measured so, than in the first step. Then the gradients at the denoised
-    image are looked at (in the second case those of the first step): if those of the awareness
-    terms together are at least half as large as fidelity's, their weight is to blame. (Otherwise it
-    is not, e.g. a learning rate that is too high, and the training goes on.) A resumed training
-    starts to watch anew.
+    noisy are, and four times further, measured so, than in the first step. Then the gradients at
+    the denoised image are looked at (in the second case those of the first step): if those of the
+    awareness terms together are at least half as large as fidelity's, their weight is to blame.
+    (Otherwise it is not, e.g. a learning rate that is too high, and the training goes on.) A
+    resumed training starts to watch anew.
 
     Args:
         wrapper: to be handed to ``fit``.
