@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from segaware import SegAwareWrapper
 from segaware.errors import TrainingError
@@ -28,13 +30,14 @@ class Brighter(nn.Module):
         return -denoised.mean()
 
 
-def steps(weight, count, rate=1e-2):
+def steps(weight, count, rate=1e-2, around=lambda wrapper: wrapper):
     wrapper = SegAwareWrapper(Shift(), (weight, Brighter()))
     handle = stop_if_dominated(wrapper, steps=20)
+    model = around(wrapper)
     optimiser = torch.optim.Adam(wrapper.parameters(), lr=rate)
     clean = torch.full((1, 3, 8, 8), 0.5)
     for _ in range(count):
-        output = wrapper(clean + 0.01 * torch.randn_like(clean), clean=clean)
+        output = model(clean + 0.01 * torch.randn_like(clean), clean=clean)
         optimiser.zero_grad()
         output.loss.backward()
         optimiser.step()
@@ -52,6 +55,17 @@ def test_a_dominating_weight_stops_with_the_weight_to_try():
 
 def test_a_moderate_weight_passes():
     assert steps(1.0, 60) == 60
+
+
+def test_distributed_data_parallel_is_watched_as_well(tmp_path):
+    """The watch sits on the wrapper inside, and asks for gradients before those of the reducer run."""
+    dist.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    try:
+        assert steps(1.0, 60, around=DistributedDataParallel) == 60
+        with pytest.raises(TrainingError, match="brighter .* instead of 5e\\+03"):
+            steps(5e3, 200, around=DistributedDataParallel)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_is_not_the_weights_fault_goes_on():
