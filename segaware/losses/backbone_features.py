@@ -67,7 +67,13 @@ class BackboneFeatures(nn.Module):
             check_finite(images, where="BackboneFeatures.calibrate")
             check_range(images, where="BackboneFeatures.calibrate")
         self.scales.fill_(1.0)
-        seen = [[float(level.square().mean()) for level in self(images)] for images in batches]
+        training = [module for module in self.segmenter.modules() if module.training]
+        try:
+            self.segmenter.eval()  # as it will be used, and without a trace in its running statistics
+            seen = [[float(level.square().mean()) for level in self(images)] for images in batches]
+        finally:
+            for module in training:
+                module.training = True
         for index, column in enumerate(zip(*seen, strict=True)):
             self.scales[index] = max(1e-12, sum(column) / len(seen)) ** 0.5
         return self

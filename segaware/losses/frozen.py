@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -64,9 +66,9 @@ class Frozen:
         if self._network is None:
             # the first caller may be a validation in inference mode
             with torch.inference_mode(False), torch.device("cpu"):
-                self._network = self._freeze(load_entry(shipped_folder(DEFAULT_SEGMENTER)))
-            if device is not None:
-                self._network.to(device)
+                network = self._freeze(load_entry(shipped_folder(DEFAULT_SEGMENTER)))
+            with torch.inference_mode(False):  # what is moved to another device is made anew
+                self._network = network if device is None else network.to(device)
         return self._network
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -124,6 +126,22 @@ class LossThroughNetwork(nn.Module):
             if isinstance(value, Frozen):
                 value.move(fn)
         return self
+
+
+def asked_of(loss: nn.Module) -> tuple[str, ...]:
+    """Which of ``clean`` and ``labels`` the loss takes, compiled or not."""
+    arguments = inspect.signature(getattr(loss, "_orig_mod", loss).forward).parameters
+    return tuple(key for key in ("clean", "labels") if key in arguments)
+
+
+def outside_inference() -> contextlib.AbstractContextManager[object]:
+    """Derivatives, for losses that need some of the network itself, even in a validation under ``inference_mode``."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+
+
+def usable(images: Tensor) -> Tensor:
+    """``images`` such that autograd takes them: those of an ``inference_mode`` are copied."""
+    return images.clone() if images.is_inference() and not torch.is_inference_mode_enabled() else images
 
 
 def need(tensor: Tensor | None, name: str, *, where: str) -> Tensor:

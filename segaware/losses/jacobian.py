@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from segaware.errors import InputError, ModelError
 from segaware.losses.features import Features, as_list, as_module
-from segaware.losses.frozen import Frozen, LossThroughNetwork, need
+from segaware.losses.frozen import Frozen, LossThroughNetwork, need, outside_inference, usable
 from segaware.losses.logits import full_precision, widen
 
 __all__ = ["JacobianLoss", "jacobian", "push_forward"]
@@ -41,10 +41,10 @@ def push_forward(network: Callable[[Tensor], Any], clean: Tensor, error: Tensor,
     if clean.shape != error.shape:
         raise InputError(f"{where}: denoised {tuple(error.shape)} and clean {tuple(clean.shape)} differ; give images of one size")
     # the fused attentions have no forward mode; the plain one has
-    with full_precision(clean), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        point = widen(clean.detach())
+    with outside_inference(), full_precision(clean), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        point = widen(usable(clean).detach())
         try:
-            answers = as_list(network(forward_ad.make_dual(point, error.to(point.dtype))), where=where)
+            answers = as_list(network(forward_ad.make_dual(point, usable(error).to(point.dtype))), where=where)
         except NotImplementedError as failure:
             raise ModelError(
                 f"{where}: the frozen network uses an operation without forward-mode derivative ({str(failure)[:160]});"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,9 +11,12 @@ from torch import Tensor, nn
 
 from segaware.errors import InputError
 from segaware.losses.consistency import ConsistencyLoss
-from segaware.losses.frozen import need
+from segaware.losses.frozen import asked_of, need
 
 __all__ = ["JudgePoolLoss", "view"]
+
+
+SCALES = (0.75, 1.0, 1.25)
 
 
 def view(images: Tensor, *, flip: bool, scale: float) -> Tensor:
@@ -40,7 +42,8 @@ class JudgePoolLoss(nn.Module):
         judges: networks, as the loss takes them. Keep those you evaluate with out.
         loss: from a judge to a loss, e.g. ``ConsistencyLoss`` or ``lambda judge: JacobianLoss(features=judge.features)``.
         flip: draw mirrored views too.
-        scales: sizes to draw from; 1 is the image as it is.
+        scales: sizes to draw from; 1 is the image as it is. None = 0.75, 1 and 1.25, but 1 alone for a loss with
+            a memory (D2SM), whose rows must not change their length.
 
     Shape: ``loss(denoised)``, with ``clean`` and ``labels`` by keyword where the inner loss takes
         them; labels are mirrored along and never resized -> float32 scalar.
@@ -59,17 +62,17 @@ class JudgePoolLoss(nn.Module):
         loss: Callable[[nn.Module], nn.Module] = ConsistencyLoss,
         *,
         flip: bool = True,
-        scales: Sequence[float] = (0.75, 1.0, 1.25),
+        scales: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(judges, nn.Module) and not isinstance(judges, nn.ModuleList) or len(list(judges)) == 0:
+        judges = [] if isinstance(judges, nn.Module) and not isinstance(judges, nn.ModuleList) else list(judges)
+        if not judges:
             raise InputError("JudgePoolLoss: no list of judges; give at least one network in a list")
-        if not scales or not all(0 < scale < math.inf for scale in scales):
+        if scales is not None and not (scales and all(0 < scale < math.inf for scale in scales)):
             raise InputError(f"JudgePoolLoss: scales {tuple(scales)}; give positive numbers, 1 is the image as it is")
         self.losses = nn.ModuleList([loss(judge) for judge in judges])
-        self.flip, self.scales = flip, tuple(scales)
-        arguments = inspect.signature(self.losses[0].forward).parameters
-        self.takes = tuple(key for key in ("clean", "labels") if key in arguments)
+        self.flip, self.scales = flip, tuple(scales or ((1.0,) if self.keeps_state else SCALES))
+        self.takes = asked_of(self.losses[0])
 
     @property
     def keeps_state(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segaware.errors import InputError
-from segaware.losses.frozen import Frozen, LossThroughNetwork, need
+from segaware.losses.frozen import Frozen, LossThroughNetwork, need, outside_inference, usable
 from segaware.losses.logits import full_precision, widen
 
 __all__ = ["SensitivityLoss", "sensitivity", "sensitivity_map", "weighted_fidelity", "weights_of"]
@@ -35,8 +35,8 @@ def sensitivity(see: Any, clean: Tensor, *, probes: int = 8) -> Tensor:
     """
     if probes < 1:
         raise InputError(f"sensitivity: probes {probes}; take at least 1")
-    with torch.enable_grad(), full_precision(clean):
-        point = widen(clean.detach()).requires_grad_()
+    with outside_inference(), torch.enable_grad(), full_precision(clean):
+        point = widen(usable(clean).detach()).requires_grad_()
         answer = see(point)
         total = torch.zeros_like(point)
         for index in range(probes):

@@ -79,7 +79,7 @@ def task(
             mass = counted.sum().to(total)
         else:
             mass = (weights[labels.where(counted, 0)] * counted).sum()
-        return total / mass.clamp_min(torch.finfo(total.dtype).tiny)
+        return total / mass.where(mass > 0, 1)
 
 
 class TaskLoss(LossThroughNetwork):

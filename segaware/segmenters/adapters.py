@@ -187,7 +187,7 @@ class SegmenterAdapter(nn.Module):
         try:
             answer = self.model(x)
         except (RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or not (x.shape[-2] % 32 or x.shape[-1] % 32):
+            if isinstance(error, (torch.OutOfMemoryError, NotImplementedError)) or not (x.shape[-2] % 32 or x.shape[-1] % 32):
                 raise
             raise ModelError(
                 f"{type(self.model).__name__} fails on {x.shape[-2]} x {x.shape[-1]} pixels"

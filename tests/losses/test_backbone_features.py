@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -67,3 +69,14 @@ def test_patches_that_are_no_images_are_not_calibrated_on(fpn, clean):
     with pytest.raises(InputError, match="calibrate"):
         features.calibrate(clean)
     assert float(features.scales) == 1
+
+
+def test_calibrating_is_without_a_trace():
+    """On a network still in training mode: measured as it will be used, and its running statistics stay."""
+    net = SMPSegmenter(3, "Unet", "resnet18").train()
+    net.head_of_its_own = nn.Identity().eval()
+    before, images = copy.deepcopy(net.state_dict()), torch.rand(2, 3, 64, 64)
+    scales = BackboneFeatures(net, (0, 1)).calibrate(images).scales
+    assert net.training and net.model.training and not net.head_of_its_own.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.equal(scales, BackboneFeatures(net.eval(), (0, 1)).calibrate(images).scales)

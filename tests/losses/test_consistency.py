@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -131,3 +132,16 @@ def test_temperature_out_of_range(temperature):
 def test_segmenter_and_features_both(segmenter):
     with pytest.raises(InputError, match="give one"):
         ConsistencyLoss(segmenter, features=lambda image: image)
+
+
+def test_networks_behind_functions(segmenter):
+    """What belongs to a network is found and frozen; a network that a function only mentions cannot be."""
+    segmenter.train()
+    ConsistencyLoss(features=functools.partial(functools.partial(segmenter.forward)))
+    assert not segmenter.training and not any(p.requires_grad for p in segmenter.parameters())
+    ConsistencyLoss(features=lambda image: [image, segmenter(image)])  # frozen already
+    for switch in (segmenter.train, segmenter.requires_grad_):
+        switch()
+        with pytest.raises(InputError, match=r"around a TinySegmenter that can still learn; freeze it with .requires_grad_\(False\).eval\(\)"):
+            ConsistencyLoss(features=lambda image: segmenter(image))
+        segmenter.requires_grad_(False).eval()

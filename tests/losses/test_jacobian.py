@@ -39,7 +39,7 @@ class TestJacobianLoss(LossTester):
         assert torch.allclose(error.grad.flatten(), expected, rtol=1e-8)
 
     def test_features(self, segmenter, noisy, clean):
-        segmenter.eval()
+        segmenter.requires_grad_(False).eval()
         loss = JacobianLoss(features=lambda image: [2 * image, segmenter(image)])
         plain = JacobianLoss(segmenter)(noisy, clean=clean)
         assert torch.isclose(loss(noisy, clean=clean), (4 * F.mse_loss(noisy, clean) + plain) / 2)

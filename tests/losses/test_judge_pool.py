@@ -9,6 +9,7 @@ from torch import nn
 
 from segaware.errors import InputError
 from segaware.losses.consistency import ConsistencyLoss
+from segaware.losses.d2sm import D2SMLoss
 from segaware.losses.entropy import EntropySegAwareLoss
 from segaware.losses.jacobian import JacobianLoss
 from segaware.losses.judge_pool import JudgePoolLoss, view
@@ -112,3 +113,18 @@ def test_no_judges(segmenter):
         JudgePoolLoss(segmenter)
     with pytest.raises(InputError, match="clean=..."):
         JudgePoolLoss([segmenter])(torch.rand(1, 3, 8, 8))
+
+
+def test_a_memory_is_asked_at_one_scale(segmenter, other_segmenter):
+    """D2SM's rows would change their length with the scale."""
+    pool = JudgePoolLoss((judge for judge in (segmenter, other_segmenter)), lambda judge: D2SMLoss(judge, patch=None))
+    assert pool.scales == (1.0,) and len(pool.losses) == 2 and JudgePoolLoss([segmenter]).scales == (0.75, 1.0, 1.25)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        assert pool(torch.rand(2, 3, 12, 16, requires_grad=True), clean=torch.rand(2, 3, 12, 16)).isfinite()
+
+
+def test_compiled_inside(segmenter):
+    noisy, clean = torch.rand(2, 1, 3, 12, 16)
+    pool = JudgePoolLoss([segmenter], lambda judge: torch.compile(ConsistencyLoss(judge), backend="eager"), flip=False, scales=(1,))
+    assert pool.takes == ("clean",) and torch.isclose(pool(noisy, clean=clean), ConsistencyLoss(segmenter)(noisy, clean=clean))

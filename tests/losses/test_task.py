@@ -102,3 +102,12 @@ def test_bad_options():
         task(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), class_weights=torch.ones(2))
     with pytest.raises(InputError, match='"labels"'):
         TaskLoss(nn.Conv2d(3, 3, 1), resize="both")
+
+
+@pytest.mark.parametrize("upstream", [1.0, 65536.0])
+def test_labels_that_all_weigh_nothing(upstream):
+    """A batch of class 0 alone, whose weight is 0: nothing to learn, and no infinite gradient."""
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    value = task(logits, torch.zeros(2, 4, 4, dtype=torch.long), class_weights=torch.tensor([0.0, 1.0, 1.0]))
+    (gradient,) = torch.autograd.grad(value * upstream, logits)
+    assert value == 0 and torch.equal(gradient, torch.zeros_like(gradient))

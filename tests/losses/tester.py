@@ -49,6 +49,15 @@ class LossTester:
         value = self.call(loss, noisy, clean)
         assert value.shape == () and value.dtype == torch.float32 and value > 0
 
+    def test_a_validation_in_inference_mode_gives_the_same(self, loss, segmenter, noisy, clean):
+        twin = copy.deepcopy(loss)
+        torch.manual_seed(7)
+        expected = self.call(loss, noisy, clean).detach()
+        with torch.inference_mode():
+            torch.manual_seed(7)
+            value = self.call(twin, noisy * 1, clean * 1)  # made here, as a validation makes them
+        assert torch.allclose(value.clone(), expected, rtol=1e-5)
+
     def test_training_mode_of_a_parent_changes_nothing(self, loss, segmenter, noisy, clean):
         before, state = self.call(loss, noisy, clean), copy.deepcopy(segmenter.state_dict())
         parent = nn.ModuleDict({"loss": loss, "segmenter": segmenter})

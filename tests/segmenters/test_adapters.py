@@ -10,6 +10,7 @@ from torch import nn
 
 from segaware.contracts import Segmenter
 from segaware.errors import InputError, ModelError
+from segaware.losses.jacobian import JacobianLoss
 from segaware.segmenters.adapters import SegmenterAdapter, freeze, read_logits
 
 
@@ -162,6 +163,27 @@ def test_one_channel_is_two_classes(from_logits):
 def test_what_breaks_the_contract_is_named(toy, options, message):
     with pytest.raises(ModelError, match=message):
         SegmenterAdapter(toy, 3, **options)(torch.rand(1, 3, 40, 40))
+
+
+def test_what_torch_cannot_do_is_no_matter_of_size():
+    """Jacobian losses say which operation has no forward mode, and what to take instead."""
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images):
+            return images.mean((2, 3), keepdim=True).clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    class Net(nn.Module):
+        def forward(self, images):
+            return Backward.apply(images)
+
+    image = torch.rand(1, 3, 40, 56)  # no multiples of 32
+    with pytest.raises(ModelError, match="without forward-mode derivative .* take SensitivityLoss"):
+        JacobianLoss(SegmenterAdapter(Net(), 3))(image, clean=image)
 
 
 def test_errors_of_a_network_at_a_regular_size_are_its_own():
