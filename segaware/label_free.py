@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segaware.checks import check_images
+from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError, ModelError
 from segaware.metrics import PRESETS, Convention
 from segaware.task_metrics import confusion_matrix, mean_iou, predict_labels, topk_hits
@@ -105,8 +105,10 @@ def consistency(
         InputError: images that do not fit.
         ModelError: a judge in training mode, or an answer that is no logits.
     """
-    check_images(denoised, where="consistency (denoised)")
-    check_images(clean, where="consistency (clean)")
+    for images, where in ((denoised, "consistency (denoised)"), (clean, "consistency (clean)")):
+        check_images(images, where=where)
+        check_finite(images, where=where)
+        check_range(images, where=where)
     if denoised.shape != clean.shape:
         raise InputError(
             f"consistency: denoised {tuple(denoised.shape)} and clean {tuple(clean.shape)} differ; compare equal sizes"
@@ -133,9 +135,13 @@ def do_no_harm(
 
     Raises:
         InputError: images that do not fit.
-        ModelError: a denoiser that returns another shape; a judge as for :func:`consistency`.
+        ModelError: a denoiser in training mode, or one that returns another shape; a judge as for :func:`consistency`.
     """
     check_images(clean, where="do_no_harm")
+    check_finite(clean, where="do_no_harm")
+    check_range(clean, where="do_no_harm")
+    if getattr(denoiser, "training", False):
+        raise ModelError("do_no_harm: the denoiser is in training mode, where it depends on the batch and learns from it; call denoiser.eval()")
     takes_sigma = getattr(getattr(denoiser, "info", None), "takes_sigma", False)
     denoised = denoiser(clean, 0.0) if takes_sigma else denoiser(clean)
     if not isinstance(denoised, Tensor) or denoised.shape != clean.shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,12 +11,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from segaware.checks import check_finite, check_images, check_range
 from segaware.contracts import DenoiserInfo, Sigma
 from segaware.denoisers.foreign import Call, TakesSigma, kind, refuse_foreign
 from segaware.errors import InputError, ModelError
 from segaware.losses.entropy import EntropySegAwareLoss
+from segaware.losses.frozen import asked_of
 from segaware.pretrained import Pretrained
 
 __all__ = ["FIDELITY_SCALE", "SegAwareWrapper", "WrapperOutput", "fidelity"]
@@ -50,6 +51,15 @@ class WrapperOutput:
     denoised: Tensor
     terms: dict[str, Tensor]
     weights: dict[str, float] = field(default_factory=dict)
+
+
+# DistributedDataParallel(static_graph=True) finds the outputs that it must hook by the tree of the answer, and without
+# any it never averages the gradients. The loss alone: the graph from the denoised image to the terms stays in one piece.
+register_pytree_node(
+    WrapperOutput,
+    lambda output: ([output.loss], (output.denoised, output.terms, output.weights)),
+    lambda loss, rest: WrapperOutput(next(iter(loss)), *rest),
+)
 
 
 class SegAwareWrapper(nn.Module, Pretrained):
@@ -104,17 +114,28 @@ class SegAwareWrapper(nn.Module, Pretrained):
     ) -> None:
         super().__init__()
         refuse_foreign(denoiser)
-        if not 0 <= gamma < math.inf:
-            raise InputError(f"SegAwareWrapper: gamma {gamma:g} must be zero or positive")
-
         self.denoiser = denoiser
-        self.gamma = float(gamma)
         self._call = Call(
             denoiser, predicts=predicts, value_range=value_range, takes_sigma=takes_sigma, size_multiple=size_multiple
         )
         # In a plain list: a segmenter is no part of the denoiser that is trained and saved.
-        self._awareness = _named_terms(awareness) if gamma > 0 else []
+        self._awareness: list[_Term] = []
+        self._waiting: Any = (awareness,)
+        self.gamma = gamma
         self._register_load_state_dict_pre_hook(_rename_keys)
+
+    @property
+    def gamma(self) -> float:
+        """Weight of the awareness terms together; may be set in the course of a training, also from 0 upwards."""
+        return self._gamma
+
+    @gamma.setter
+    def gamma(self, gamma: float) -> None:
+        if not 0 <= gamma < math.inf:
+            raise InputError(f"SegAwareWrapper: gamma {gamma:g} must be zero or positive")
+        self._gamma = float(gamma)
+        if gamma > 0 and self._waiting is not None:
+            self._awareness, self._waiting = _named_terms(*self._waiting), None
 
     @property
     def takes_sigma(self) -> bool:
@@ -248,10 +269,8 @@ def _named_terms(awareness: Awareness | None) -> list[_Term]:
             base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(loss).__name__).lower()
         taken = {t.name for t in terms} | {"fidelity"}
         name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, 1000))) if n not in taken)
-        arguments = inspect.signature(loss.forward).parameters
-        takes = tuple(key for key in ("clean", "labels") if key in arguments)
         # a loss that learns would find the easy way out: see EntropySegAwareLoss
-        terms.append(_Term(name, float(weight), loss.requires_grad_(False).eval(), takes))
+        terms.append(_Term(name, float(weight), loss.requires_grad_(False).eval(), asked_of(loss)))
     return terms
 
 
@@ -268,6 +287,6 @@ def _check_values(**images: Tensor | None) -> None:
     if not float(extremes.abs().amax()) <= 8:  # also catches NaN
         for name, tensor in present.items():
             check_finite(tensor, where=name)
-            check_range(tensor, where=name)
+            check_range(tensor, where=name, spikes=name == "noisy")
 
 

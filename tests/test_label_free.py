@@ -131,3 +131,20 @@ IMAGES = torch.rand(1, 3, 8, 8)
 def test_refusals(call, error, repair):
     with pytest.raises(error, match=repair):
         call()
+
+
+def test_images_on_another_scale_are_not_called_perfect():
+    bright = torch.rand(1, 3, 8, 8) * 255  # clamped they would all be white
+    for call in (lambda: consistency(Judge().eval(), bright, bright), lambda: do_no_harm(Blind(), bright)):
+        with pytest.raises(InputError, match="divide by 255"):
+            call()
+    with pytest.raises(InputError, match="NaN"):
+        consistency(Judge().eval(), bright / 0 * 0, bright / 255)
+
+
+def test_a_denoiser_that_would_learn_from_clean_images():
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ModelError, match=r"denoiser is in training mode.*\.eval\(\)"):
+        do_no_harm(net, torch.rand(2, 3, 8, 8))
+    assert net[0].num_batches_tracked == 0
+    do_no_harm(net.eval(), torch.rand(2, 3, 8, 8))

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import segaware
 from segaware.contracts import Denoiser
@@ -23,6 +24,7 @@ from segaware.losses.perceptual import PerceptualLoss
 from segaware.losses.pseudo_label import PseudoLabelLoss
 from segaware.losses.task import TaskLoss
 from segaware.registry import ARCHITECTURES, register
+from segaware.training.log import gradient_norms
 from segaware.wrapper import FIDELITY_SCALE, SegAwareWrapper, WrapperOutput, fidelity
 
 
@@ -186,6 +188,16 @@ def test_the_default_is_the_shipped_segmenter_loaded_at_the_first_loss(denoiser,
     wrapper.double()(noisy.double(), clean=clean.double())
 
 
+def test_the_shipped_segmenter_is_moved_outside_inference_mode(denoiser, noisy, clean, shipped, monkeypatch):
+    """What ``to`` makes anew on a GPU could else never be trained through; here it makes nothing, so it is watched."""
+    modes = []
+    plain = TinySegmenter.to
+    monkeypatch.setattr(TinySegmenter, "to", lambda self, *args: modes.append(torch.is_inference_mode_enabled()) or plain(self, *args))
+    with torch.inference_mode():
+        SegAwareWrapper(denoiser)(noisy, clean=clean)
+    assert modes == [False]
+
+
 def test_without_the_shipped_segmenter(denoiser, noisy, clean, monkeypatch, tmp_path):
     monkeypatch.setattr("segaware.entries._SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match="fpn-camvid"):
@@ -291,6 +303,67 @@ def test_distributed_data_parallel_sees_the_loss(segmenter, noisy, clean, tmp_pa
         assert all(key.startswith("module.body.") for key in parallel.state_dict())
     finally:
         dist.destroy_process_group()
+
+
+def _on_one_of_two(rank, place, found):
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(SegAwareWrapper(nn.Conv2d(3, 3, 1), ()), static_graph=True)
+    torch.manual_seed(rank)
+    images = torch.rand(1, 3, 8, 8)
+    sums = []
+    for _ in range(2):
+        model.zero_grad()
+        model(images, clean=images * 0.5).loss.backward()
+        sums.append(float(model.module.denoiser.weight.grad.sum()))
+    torch.save(sums, f"{found}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_average_their_gradients_with_a_static_graph(tmp_path):
+    torch.multiprocessing.spawn(_on_one_of_two, ((tmp_path / "meet").as_uri(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    assert first == pytest.approx(second)
+
+
+def test_of_the_output_the_loss_is_what_others_hook(denoiser, segmenter, noisy, clean):
+    """By its tree: DistributedDataParallel with a static graph, and the terms keep the graph that the log looks at."""
+    output = SegAwareWrapper(denoiser, EntropySegAwareLoss(segmenter))(noisy, clean=clean)
+    leaves, spec = tree_flatten(output)
+    assert leaves == [output.loss]
+    again = tree_unflatten([2 * output.loss], spec)
+    assert again.loss == 2 * output.loss and again.denoised is output.denoised and again.terms is output.terms
+    assert gradient_norms(again) == gradient_norms(output) and again.weights == output.weights
+
+
+def test_gamma_may_rise_from_zero(denoiser, segmenter, noisy, clean):
+    wrapper = SegAwareWrapper(denoiser, EntropySegAwareLoss(segmenter), gamma=0)
+    assert list(wrapper(noisy, clean=clean).terms) == ["fidelity"]
+    wrapper.gamma = 0.5
+    output = wrapper(noisy, clean=clean)
+    assert list(output.terms) == ["fidelity", "entropy"] and output.weights["entropy"] == wrapper.gamma == 0.5
+    with pytest.raises(InputError, match="gamma -1 must be zero or positive"):
+        wrapper.gamma = -1
+    assert wrapper.gamma == 0.5
+
+
+def test_a_compiled_loss_is_told_what_it_needs(denoiser, segmenter, noisy, clean):
+    loss = ConsistencyLoss(segmenter)
+    expected = SegAwareWrapper(denoiser, loss)(noisy, clean=clean).loss
+    assert torch.allclose(SegAwareWrapper(denoiser, torch.compile(loss, backend="eager"))(noisy, clean=clean).loss, expected)
+    torch._dynamo.reset()
+
+
+def test_photons_in_low_light_are_no_eight_bit_image(denoiser, noisy, clean):
+    wrapper = SegAwareWrapper(denoiser, ())
+    noisy = clean.clone().repeat(1, 1, 8, 8)
+    noisy[0, 0, 0, 0] = 14  # seven photons where a white pixel should have half a one: once in a million, and every image has a million
+    clean = clean.repeat(1, 1, 8, 8)
+    assert wrapper(noisy, clean=clean).loss.isfinite()
+    for images, name in ((noisy, "clean"), (noisy + (torch.rand_like(noisy) < 0.01) * 20, "noisy")):
+        with pytest.raises(InputError, match=f"{name}: values up to"):
+            wrapper(images if name == "noisy" else clean, clean=images if name == "clean" else clean)
 
 
 def test_compiled_without_a_compiler(denoiser, segmenter, noisy, clean):

@@ -45,12 +45,16 @@ class FitResult:
         psnr: last validation, dB by noise level (8-bit units; ``"poisson"`` where there is no
             other noise); empty without validation images.
         seconds: spent in this call.
+        precision: what ``"auto"`` came to here: ``"bf16"``, ``"fp16"`` or ``"float32"`` (but for ``float32_steps``).
+        device: kind of the device, ``"cpu"``, ``"cuda"``, ...
     """
 
     step: int
     model: Path
     psnr: dict[str, float]
     seconds: float
+    precision: str = "float32"
+    device: str = "cpu"
 
 
 def fit(
@@ -111,9 +115,15 @@ class _Run:
             raise TrainingError(
                 f'the accelerator has mixed_precision="{self.accelerator.mixed_precision}"; make it with "no" and set the recipe\'s precision'
             )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise TrainingError(
+                f"the accelerator has gradient_accumulation_steps={self.accelerator.gradient_accumulation_steps}, and every step here is one"
+                " of the optimiser; make it with 1 (or unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and set the recipe's batch_size"
+            )
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
-        self.lower = _lower_precision(recipe.precision, self.device)
+        self.precision = precision_here(recipe.precision, self.device)
+        self.lower = _TYPES[self.precision]
         if recipe.noise == "poisson" and wrapper.takes_sigma:
             raise TrainingError('the denoiser takes sigma, but noise="poisson" has none; use "poisson-gaussian", or a blind denoiser')
         channels = wrapper.likely_channels
@@ -199,7 +209,8 @@ class _Run:
                     self.save()
                     saved = time.monotonic()
         self.save()
-        return FitResult(self.step, self.finish(), self.last_psnr, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return FitResult(self.step, self.finish(), self.last_psnr, seconds, self.precision, self.device.type)
 
     def train_step(self, batch: Batch) -> WrapperOutput:
         """One step of the optimiser; what ``go`` repeats."""
@@ -340,13 +351,20 @@ def _accelerator() -> Any:
     return Accelerator(mixed_precision="no", cpu=not alone)
 
 
-def _lower_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision == "fp16":
-        if device.type != "cuda":
-            raise TrainingError(f'precision "fp16" needs CUDA, but this trains on {device.type}; use "bf16" or "auto"')
-        return torch.float16
-    bf16 = precision == "bf16" or (precision == "auto" and _computes_bf16(device))
-    return torch.bfloat16 if bf16 else None
+_TYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision_here(precision: str, device: torch.device) -> str:
+    """What a recipe's ``precision`` comes to on ``device``: ``"auto"`` is ``"bf16"`` or ``"float32"``.
+
+    Raises:
+        TrainingError: "fp16" without CUDA.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise TrainingError(f'precision "fp16" needs CUDA, but this trains on {device.type}; use "bf16" or "auto"')
+    if precision != "auto":
+        return precision
+    return "bf16" if _computes_bf16(device) else "float32"
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -63,7 +63,14 @@ class _Watch:
         self.norms: dict[str, float] = {}  # its gradients
 
     def __call__(self, wrapper: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if not isinstance(output, WrapperOutput) or len(output.terms) < 2 or not torch.is_grad_enabled():
+        if isinstance(output, torch.Tensor) or not torch.is_grad_enabled():
+            return
+        if not isinstance(output, WrapperOutput):
+            raise TrainingError(
+                f"stop_if_dominated: {type(wrapper).__name__} returns a {type(output).__name__} in training, where terms cannot be seen;"
+                " watch the SegAwareWrapper itself, or return its WrapperOutput"
+            )
+        if len(output.terms) < 2:
             return
         noisy = inputs[0] if inputs else named["noisy"]
         self.values.append(float(output.terms["fidelity"].detach()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segaware.errors import TrainingError
 from segaware.wrapper import WrapperOutput
@@ -61,13 +63,19 @@ def _until(file: Path, step: int) -> list[str]:
 
 def gradient_norms(output: WrapperOutput) -> dict[str, float]:
     """Norm of each weighted term's gradient at the denoised image: a term that does nothing is seen at once."""
-    norms = {}
-    for name, value in output.terms.items():
-        gradient = None
-        if value.requires_grad:
-            (gradient,) = torch.autograd.grad(value * output.weights[name], output.denoised, retain_graph=True, allow_unused=True)
-        norms[name] = 0.0 if gradient is None else float(gradient.float().norm())
-    return norms
+    return {name: _norm(value, output.weights[name], output.denoised) for name, value in output.terms.items()}
+
+
+def _norm(value: Tensor, weight: float, at: Tensor) -> float:
+    """Multiplied by a large number on the way, and by smaller ones where that is too much: float16 loses gradients of 1e-8."""
+    if not value.requires_grad:
+        return 0.0
+    for scale in (2.0**16, 2.0**8, 1.0):
+        (gradient,) = torch.autograd.grad(value * (weight * scale), at, retain_graph=True, allow_unused=True)
+        norm = 0.0 if gradient is None else float(gradient.float().norm()) / scale
+        if math.isfinite(norm):
+            break
+    return norm
 
 
 def not_finite(what: str, step: int, terms: list[str], last: Path | None) -> TrainingError:

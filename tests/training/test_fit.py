@@ -298,6 +298,9 @@ def test_precision_is_the_recipes(tmp_path):
 
     with pytest.raises(TrainingError, match="set the recipe's precision"):
         fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False, accelerator=Lower())
+    Lower.mixed_precision, Lower.gradient_accumulation_steps = "no", 4
+    with pytest.raises(TrainingError, match="gradient_accumulation_steps=4.*batch_size"):
+        fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False, accelerator=Lower())
     with pytest.raises(TrainingError, match="poisson-gaussian"):
         recipe = dataclasses.replace(SMALL, noise="poisson")
         fit(SegAwareWrapper(FFDNet(depth=2, width=8), ()), images(), recipe, tmp_path, progress=False)

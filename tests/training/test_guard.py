@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segaware import SegAwareWrapper
 from segaware.errors import TrainingError
 from segaware.training.guard import stop_if_dominated
+from segaware.training.log import gradient_norms
 from segaware.wrapper import WrapperOutput
 
 
@@ -152,3 +153,27 @@ def test_options():
     for options in ({"steps": 3}, {"worse": 1.0}):
         with pytest.raises(TrainingError, match="at least 4 steps"):
             stop_if_dominated(SegAwareWrapper(Shift(), ()), **options)
+
+
+def test_terms_that_cannot_be_seen_are_an_error():
+    class Told(SegAwareWrapper):
+        def forward(self, noisy, clean=None):
+            output = super().forward(noisy, clean=clean)
+            return {"loss": output.loss} if clean is not None else output
+
+    wrapper = Told(Shift(), (1.0, Brighter()))
+    stop_if_dominated(wrapper)
+    images = torch.rand(1, 3, 8, 8)
+    wrapper(images)
+    with pytest.raises(TrainingError, match="Told returns a dict in training"):
+        wrapper(images, clean=images)
+
+
+def test_gradients_that_float16_would_lose():
+    """1e-9 of a mean of 300,000 values, through a step in half precision; and one that is too large to be scaled up."""
+    denoised = torch.rand(1, 3, 320, 320, requires_grad=True)
+    small = (denoised.half().float() * 1.0).sum() * 1e-9
+    output = WrapperOutput(small, denoised, {"fidelity": small, "big": (denoised.half() * 60000.0).float().sum()}, {"fidelity": 1.0, "big": 1.0})
+    norms = gradient_norms(output)
+    assert norms["fidelity"] == pytest.approx(1e-9 * denoised.numel() ** 0.5, rel=0.01)
+    assert norms["big"] == pytest.approx(60000 * denoised.numel() ** 0.5, rel=0.01)
