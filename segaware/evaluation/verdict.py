@@ -29,7 +29,8 @@ class Finding:
         alone: whether it is ahead of every other method beyond its interval.
         tied: other denoisers that cannot be told from it.
         gap: leader minus the noisy image; None where that was not measured.
-        effect: "helps", "harms" or "unclear", by the interval of ``gap``; "" without one.
+        effect: "helps", "harms" or "unclear", by the interval of ``gap``, and "helps" only where its p, times the
+            number of denoisers that the leader is the best of, is small enough as well; "" without an interval.
     """
 
     measure: Measure
@@ -58,7 +59,8 @@ def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
     effect = ""
     if gap is not None and not math.isnan(gap.low):
         worse, better = (gap.low, gap.high) if measure.better > 0 else (-gap.high, -gap.low)
-        effect = HELPS if worse > 0 else HARMS if better < 0 else UNCLEAR
+        lucky = gap.p * len(found) >= 1 - summary.results.protocol.level  # the best of many is ahead by chance now and then
+        effect = HELPS if worse > 0 and not lucky else HARMS if better < 0 else UNCLEAR
     return Finding(measure, noise, leader, leader.mark == "best", tied, gap, effect)
 
 

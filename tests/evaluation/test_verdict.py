@@ -133,3 +133,15 @@ def test_less_is_better_for_niqe(less):
             results.add({"image": f"i{k}", "contestant": method, "noise": "sigma 25", "draw": 0, "values": {"niqe": value}})
     text = headline(summarise(results))
     assert ("Denoising helps" in text[0] and "(-2.00 [" in text[0] and "Take b" in text[1]) if less else "does harm" in text[0]
+
+
+def test_the_best_of_many_must_be_ahead_by_more(monkeypatch):
+    """One of twenty is ahead by chance now and then: its own interval may leave out zero, and yet it helps nobody."""
+    effects = {}
+    for count in (1, 20):
+        monkeypatch.setitem(globals(), "JITTER", np.random.default_rng(5).normal(0, 0.002, (count + 1, N)))
+        methods = {"noisy": 0} | {f"d{k}": 0.0025 if k == 0 else -0.01 for k in range(count)}
+        (found,) = (one for one in findings(made({"eye": {25: methods}})) if one.measure.key == "miou:eye")
+        assert found.leader.contestant == "d0" and found.gap.low > 0 and found.gap.p == pytest.approx(0.008, abs=0.003)
+        effects[count] = found.effect
+    assert effects == {1: "helps", 20: "unclear"}
