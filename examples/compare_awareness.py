@@ -25,15 +25,18 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
 from arena.judging import beside, figures, held_out, test
 from arena.runs import Run, claim, claimed, finish, train
-from arena.setting import Setting, write_json
+from arena.setting import DEVICE, TEST_SIGMAS, Setting, write_json
 from arena.tuning import instead
-from arena.verdict import best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
+from arena.verdict import alike, best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
 
 from segaware.errors import EvaluationError, SegawareError, TrainingError
 from segaware.evaluation.contestants import Contestant, open_contestant
+from segaware.evaluation.report import read_report
+from segaware.training.fit import precision_here
 
 FACTORS = (3.0, 10.0, 30.0)  # upwards from the share: with a tenth of fidelity's gradient nobody was seen to pay anything
 
@@ -55,7 +58,7 @@ def parse(argv=None):
     p.add_argument("--test-photographs-limit", type=int, metavar="N", help="the first N of them")
     p.add_argument("--start", default="dncnn-blind", help="fidelity-only denoiser to begin with: zoo name or folder")
     p.add_argument("--segmenter", nargs="+", default=["fpn-camvid"], help="that trains; further ones join the judge pools")
-    p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, at least three of different families")
+    p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, best three or more of different families")
     p.add_argument("--beside", nargs="+", default=[], metavar="NAME=SPEC", help="in the final: other denoisers, as segaware evaluate -m takes them")
     p.add_argument("--imagenet", type=Path, help="SqueezeNet 1.0 weights (safetensors, torchvision's names)")
     p.add_argument("--force", action="store_true", help="allow a judge that took part in training")
@@ -89,6 +92,15 @@ def parse(argv=None):
                 p.error(f"--{name.replace('_', '-')} is needed (or --smoke)")
         if not args.judge:
             p.error("--judge is needed: segmenters that take no part in training")
+    for name in ("held_every", "test_every", "batch_size", "patch_size", "segmenter_steps", "segmenter_batch", "segmenter_crop"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+    for name in ("steps", "test_photographs_limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1")
+    shares = [f"{share:g}" for share in args.keep_share]
+    if not all(0 < share < 1 for share in args.keep_share) or len({*shares}) < len(shares):
+        p.error(f"--keep-share {' '.join(shares)}: shares between 0 and 1, each once")
     if args.final and args.factor and len(args.factor) > 1:
         p.error("--final takes one --factor: the seeds of a contestant are pooled")
     if args.beside and not args.final:
@@ -109,15 +121,18 @@ def main(argv=None):
         record = args.out / "setting.json"
         return save(args.out, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {})
     setting = Setting(args)
-    same_comparison(setting)
-    setting.judges()  # refused now, not after an hour
+    setting.judges()  # refused now, not after an hour, and before the folder is bound to it
+    setting.protocols()
     others = opened(args.beside)
+    same_comparison(setting)
     phase = "final" if args.final else "screen"
     args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
         instead(setting, control_of(args.out))
     else:
         runs = jobs(setting, phase)
+        here = precision_here(args.precision, torch.device(DEVICE))
+        alike(args.out / phase, runs_of(args.out, phase), steps=args.steps, precision=here, device=DEVICE)
         for number in {entrant(run.name).labelled for run in runs} - {None}:
             setting.check_classes(number)  # refused now, not after hours
         work(setting, runs)
@@ -172,10 +187,13 @@ def jobs(setting, phase: str) -> list[Run]:
         seeds, factors = args.seeds or [0], sorted(args.factor or FACTORS)
         middle = factors[(len(factors) - 1) // 2]
         order = sorted(factors, key=lambda factor: factor != middle)
-        return [
+        runs = [
             Run("screen", name, factor if entrant(name).swept else 1.0, seed)
             for factor in order for seed in seeds for name in names if swept(name) or factor == middle
         ]  # fmt: skip
+        for run in runs:  # so that a final begun too early can tell who is missing
+            run.folder(args.out).mkdir(parents=True, exist_ok=True)
+        return runs
     choice = chosen(args.out) if args.contestants else freeze(args.out, args.carry)
     names = resolve(args.contestants) if args.contestants else choice["contestants"]
     seeds = args.seeds or [0, 1, 2]
@@ -211,11 +229,12 @@ def freeze(out: Path, carry: int) -> dict:
     while not file.is_file():
         with claim(out) as mine:
             if mine and not file.is_file():
-                folders = sorted(log.parent for log in (out / "screen").glob("*/.claim"))
+                folders = sorted(folder for folder in (out / "screen").glob("*-x*-s*") if folder.is_dir())
                 busy = [f.name for f in folders if claimed(f) and not (f / "result.json").is_file()]
                 if busy:
                     raise TrainingError(f"{out}: the screen is still at work ({', '.join(busy)}); wait for it, or name --contestants")
-                idle = [f.name for f in folders if (f / "recipe.json").is_file() and not (f / "result.json").is_file()]
+                skipped = {file.stem for file in (out / "skipped").glob("*.json")}
+                idle = [f.name for f in folders if not (f / "result.json").is_file() and f.name.rpartition("-x")[0] not in skipped]
                 if idle:
                     print(f"{out / 'screen'}: without a result, left out of the choice: {', '.join(idle)}", flush=True)
                 choice = chosen(out, carry)
@@ -256,8 +275,7 @@ def work(setting, runs: list[Run]) -> None:
                 shares = tuple(args.keep_share) if run.phase == "final" or run.name == "fidelity" else ()
                 result["held_out"] = plain(figures(held_out(setting, run.name, folder, shares)))
                 if shares:
-                    controls = {r["seed"]: r.get("held_out") for r in runs_of(args.out, run.phase) if r["contestant"] == "fidelity"}
-                    control = controls.get(run.seed)
+                    control = None if run.name == "fidelity" else control_figures(args.out, run)
                     result["keep"] = best_keep(result["held_out"], run.name, control)
                     result["keep_against"] = "fidelity" if control else run.name
                 if run.phase == "final":
@@ -269,10 +287,21 @@ def work(setting, runs: list[Run]) -> None:
             save(args.out, setting.record(), quiet=True)
 
 
+def control_figures(out: Path, run: Run) -> list[dict] | None:
+    """The held-out figures of the control of the same seed, waited for while another process is at it; None without one."""
+    done = [r["held_out"] for r in runs_of(out, run.phase) if (r["contestant"], r["seed"]) == ("fidelity", run.seed) and "held_out" in r]
+    if done:
+        return done[0]
+    folder = Run(run.phase, "fidelity", 1.0, run.seed).folder(out)
+    if not folder.is_dir():
+        return None
+    while not (folder / "held-out" / "report.json").is_file() and claimed(folder):
+        time.sleep(1.0)
+    return plain(figures(read_report(folder / "held-out"))) if (folder / "held-out" / "report.json").is_file() else None
+
+
 def _for_all_levels(keep: dict[str, float]) -> dict[str, float]:
     """Shares for the levels of the test, from those of the levels chosen at (the nearest one's)."""
-    from arena.judging import TEST_SIGMAS
-
     known = {float(noise.split()[1]): share for noise, share in keep.items()}
     return {f"sigma {s:g}": known[min(known, key=lambda k: abs(k - s))] for s in TEST_SIGMAS} if known else {}
 

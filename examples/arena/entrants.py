@@ -73,6 +73,13 @@ class Kit:
         return self.setting.once("untrained", lambda: [self._untrained(s) for s in self.setting.args.segmenter])
 
     @property
+    def judges(self) -> list[nn.Module]:
+        """Of a judge pool."""
+        if len(self.pool) < 2:
+            raise Skip("a pool of one is none: needs a second --segmenter")
+        return self.pool
+
+    @property
     def second(self) -> nn.Module:
         if len(self.pool) < 2:
             raise Skip("needs a second --segmenter of another family")
@@ -235,9 +242,9 @@ ENTRANTS: dict[str, Entrant] = {
                           one(lambda kit: D2SMLoss(kit.imagenet.features, queue=128, patch=48, normalize="imagenet",
                                                    anchors="clean"))),
     "pool-features": Entrant("later", "judge pool on the features (middle level)",
-                             one(lambda kit: JudgePoolLoss(kit.pool, lambda net: ConsistencyLoss(features=features(net, kit.clean(), 1)))), random=True),
-    "pool-kl": Entrant("later", "judge pool on KL", one(lambda kit: JudgePoolLoss(kit.pool)), random=True),
-    "pool-jacobian": Entrant("later", "judge pool on the Jacobian", one(lambda kit: JudgePoolLoss(kit.pool, JacobianLoss)), random=True),
+                             one(lambda kit: JudgePoolLoss(kit.judges, lambda net: ConsistencyLoss(features=features(net, kit.clean(), 1)))), random=True),
+    "pool-kl": Entrant("later", "judge pool on KL", one(lambda kit: JudgePoolLoss(kit.judges)), random=True),
+    "pool-jacobian": Entrant("later", "judge pool on the Jacobian", one(lambda kit: JudgePoolLoss(kit.judges, JacobianLoss)), random=True),
 }  # fmt: skip
 
 TWIN = "@random"

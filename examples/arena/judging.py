@@ -3,6 +3,7 @@
 All of it goes through segaware.evaluation; cells are remembered in the run's folder.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from segaware.errors import EvaluationError
 from segaware.evaluation.contestants import Contestant, GiveBack, Model
-from segaware.evaluation.protocol import Noise, Protocol
-from segaware.evaluation.report import read_report, write_report
+from segaware.evaluation.report import write_report
 from segaware.evaluation.results import Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import Source
@@ -21,16 +21,11 @@ from segaware.evaluation.sources import Source
 from .entrants import Kit, Skip
 from .setting import Setting, write_json
 
-TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
-
 
 def held_out(setting: Setting, name: str, folder: Path, shares: tuple[float, ...] = ()) -> Results:
     """PSNR and mIoU on the held-out drive, with so much of the noise given back besides."""
     model = Model(name, folder / "model")
-    protocol = Protocol(
-        noises=tuple(Noise(sigma=sigma) for sigma in setting.args.choose_sigma), metrics=("psnr",), harm=bool(shares),
-        block=setting.block(setting.args.held_every),
-    )  # fmt: skip
+    protocol = dataclasses.replace(setting.protocols()["held-out"], harm=bool(shares))
     entrants = [model, *(GiveBack(model, share) for share in shares)]
     results = evaluate(
         setting.frames(held=True), entrants, protocol, judges=[setting.home_judge(), *setting.judges()], out=folder / "held-out",
@@ -93,11 +88,7 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float], deno
         entrant = denoiser or Model(name, folder / "model")
         if not labelled:
             entrant = _looking(setting, entrant, source, out)
-        whole = Protocol(
-            noises=tuple(Noise(sigma=sigma) for sigma in TEST_SIGMAS), harm=labelled,
-            metrics=("psnr", "ssim") if labelled else ("psnr", "ssim", "niqe"),
-            seed_by="name" if labelled else "index", block=setting.block(setting.args.test_every) if labelled else 1,
-        )  # fmt: skip
+        whole = setting.protocols()[which]
         merged: Results | None = None
         for noise in whole.conditions:  # one at a time: each level has its own share
             share = keep.get(noise.label, 0.0)
@@ -106,7 +97,7 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float], deno
                 back = GiveBack(entrant, share)
                 back.name = f"{name}+keep"
                 entrants.append(back)
-            one = Protocol(**{**vars(whole), "noises": (noise,), "harm": False})
+            one = dataclasses.replace(whole, noises=(noise,), harm=False)
             part = evaluate(source, entrants, one, judges=[setting.home_judge(), *setting.judges()], out=out, known=_measured(out))
             _whole(part)
             if merged is None:
@@ -176,7 +167,3 @@ def same_class(folder: Path) -> dict[str, dict[str, bool]]:
             continue
         found.setdefault(row["noise"], {})[row["image"]] = row["same"]
     return found
-
-
-def reports(folder: Path) -> Results:
-    return read_report(folder)

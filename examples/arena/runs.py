@@ -42,7 +42,12 @@ class Run:
     def result(self, out: Path) -> dict | None:
         """What it left, or None if it is not finished."""
         file = self.folder(out) / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not math.isclose(found.get("factor", self.factor), self.factor, rel_tol=1e-9):
+            raise TrainingError(f"{file.parent}: holds factor {found['factor']}, not {self.factor}; give that one, or another --out")
+        return found
 
 
 @contextlib.contextmanager
@@ -160,7 +165,7 @@ def train(setting: Setting, run: Run) -> dict:
               "weights": wrapper.term_weights}  # fmt: skip
     try:
         done = fit(wrapper, images_of(setting, run.name), setting.recipe(run.seed), folder, validation=held, progress=setting.args.progress)
-        result |= {"state": "trained", "photographs_psnr": done.psnr}
+        result |= {"state": "trained", "photographs_psnr": done.psnr, "precision": done.precision, "device": done.device}
     except SegawareError as error:
         if "dominates" not in str(error) and "not finite" not in str(error):
             raise

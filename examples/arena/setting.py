@@ -16,12 +16,14 @@ from segaware.entries import load_entry, locate
 from segaware.errors import EvaluationError, InputError
 from segaware.evaluation.contestants import hash_module
 from segaware.evaluation.judges import Judge, open_judge
+from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.sources import CAMVID_CLASSES, Source, open_source
 from segaware.training import Recipe
 from segaware.training.data import ImageFiles, image_files
 
 HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
 HELD_IMAGES = 32
+TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -119,6 +121,10 @@ class Setting:
                         " take another judge, or --force"
                     )
                 judge.check(CAMVID_CLASSES, "CamVid")
+            names = [judge.name for judge in found]
+            twice = sorted({name for name in names if names.count(name) > 1} | {"home"} & {*names})
+            if twice:
+                raise EvaluationError(f"--judge: {', '.join(twice)} names two judges (home is the training segmenter); rename the folder of one")
             return found
 
         return self.once("judges", check)
@@ -139,6 +145,19 @@ class Setting:
                     " or name --contestants that need none (--list)"
                 )
 
+    def protocols(self) -> dict[str, Protocol]:
+        """How contestants are judged, on held-out frames for choosing and on the reported sets.
+
+        Raises:
+            EvaluationError: levels that make no sense.
+        """
+        chosen, reported = (tuple(Noise(sigma=sigma) for sigma in sigmas) for sigmas in (self.args.choose_sigma, TEST_SIGMAS))
+        return {
+            "held-out": Protocol(noises=chosen, metrics=("psnr",), block=self.block(self.args.held_every)),
+            "frames": Protocol(noises=reported, metrics=("psnr", "ssim"), harm=True, seed_by="name", block=self.block(self.args.test_every)),
+            "photographs": Protocol(noises=reported, metrics=("psnr", "ssim", "niqe"), seed_by="index", block=1),
+        }
+
     # recipe
 
     def recipe(self, seed: int) -> Recipe:
@@ -157,7 +176,7 @@ class Setting:
         keys = (
             "start", "segmenter", "judge", "share", "batch_size", "patch_size", "optimizer", "learning_rate", "precision",
             "validation_crop", "probes", "choose_sigma", "keep_share", "held_every", "test_every", "test_photographs_limit",
-            "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate",
+            "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate", "force",
         )  # fmt: skip
         return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys} | self.once("files", self._files)
 

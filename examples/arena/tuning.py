@@ -1,5 +1,6 @@
 """What a user would do instead: train the segmenter further, on noisy images or on denoised ones."""
 
+import dataclasses
 import os
 import time
 
@@ -8,15 +9,13 @@ import torch
 import train_segmenter
 from torch import nn
 
-from segaware.entries import load_entry, locate, write_entry
+from segaware.entries import load_entry, locate, read_config, write_entry
 from segaware.errors import TrainingError
-from segaware.evaluation.contestants import Model
+from segaware.evaluation.contestants import Model, hash_module
 from segaware.evaluation.judges import Judge
-from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.significance import compare, interval, replicates, resample, statistic
 
-from .judging import TEST_SIGMAS
 from .runs import claim
 from .setting import HELD_DRIVE, Setting, write_json
 from .verdict import plain
@@ -29,7 +28,14 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
     """
     args = setting.args
     folder = setting.out / "segmenters" / kind
+    behind = None if control is None else hash_module(control)
+
+    def same(known: str | None) -> None:
+        if known != behind:
+            raise TrainingError(f"{folder}: trained behind another denoiser than the control there is now; move that folder away, or take another --out")
+
     if (folder / "config.json").is_file():
+        same(read_config(folder)["recipe"].get("behind", behind))  # older ones do not tell
         return load_entry(folder)
     setting.check_classes(0)
     frames = train_segmenter.load(args.camvid, "train", lambda stem: HELD_DRIVE not in stem)
@@ -41,6 +47,7 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
         state = torch.load(checkpoint, weights_only=True)
         if state["steps"] != total:
             raise TrainingError(f"{checkpoint}: of a training of {state['steps']} steps, not {total}; give the same --segmenter-steps")
+        same(state.get("behind", behind))
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
@@ -71,10 +78,10 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
         if time.monotonic() - saved > 120 or step == total:
             folder.mkdir(parents=True, exist_ok=True)
             partial = checkpoint.with_suffix(".partial")
-            torch.save({"steps": total, "step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}, partial)
+            torch.save({"steps": total, "step": step, "behind": behind, "model": model.state_dict(), "optimiser": optimiser.state_dict()}, partial)
             os.replace(partial, checkpoint)
             saved = time.monotonic()
-    write_entry(folder, model.eval(), {"recipe": {"before": str(args.segmenter[0]), "trained on": kind, "steps": total}})
+    write_entry(folder, model.eval(), {"recipe": {"before": str(args.segmenter[0]), "trained on": kind, "behind": behind, "steps": total}})
     checkpoint.unlink()
     return model
 
@@ -92,10 +99,7 @@ def instead(setting: Setting, control_folder) -> bool:
         tuned = {"noisy": tune(setting, "noisy"), "denoised": tune(setting, "denoised", control)}
         judges = [setting.home_judge(), *(Judge(f"tuned on {kind}", net.eval()) for kind, net in tuned.items())]
         source = setting.test_sets()["frames"]
-        protocol = Protocol(
-            noises=tuple(Noise(sigma=sigma) for sigma in TEST_SIGMAS), metrics=("psnr",), harm=True,
-            block=setting.block(setting.args.test_every),
-        )  # fmt: skip
+        protocol = dataclasses.replace(setting.protocols()["frames"], metrics=("psnr",))
         results = evaluate(source, [Model("fidelity", control_folder / "model")], protocol, judges=judges, out=setting.out / "segmenters" / "test")
         weights = resample(len(source), block=results.block)
         units = -(-len(source) // results.block)

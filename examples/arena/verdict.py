@@ -56,7 +56,7 @@ def choose(runs: list[dict], budget: float = BUDGET) -> dict[str, dict]:
     """The weight of each contestant: most mIoU within the budget of dB; where none is, the least cost.
 
     Each seed is scored against the control of that seed (those without one count only where there is none at all);
-    a weight has the mean over its seeds.
+    a weight has the mean over its seeds. One that lacks a seed (stopped, or not there yet) stands behind those that do not.
     """
     controls = {r["seed"]: r for r in runs if r["contestant"] == "fidelity" and "held_out" in r}
     scores: dict[tuple[str, float], list[dict]] = {}
@@ -65,8 +65,8 @@ def choose(runs: list[dict], budget: float = BUDGET) -> dict[str, dict]:
             scores.setdefault((run["contestant"], run["factor"]), []).append(score(run, controls.get(run["seed"])))
     chosen: dict[str, dict] = {}
     for (name, factor), seeds in scores.items():
-        found = {"factor": factor, **{key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}}
-        if name not in chosen or _rank(found, budget) > _rank(chosen[name], budget):
+        found = {"factor": factor, "seeds": len(seeds), **{key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}}
+        if name not in chosen or (found["seeds"], *_rank(found, budget)) > (chosen[name]["seeds"], *_rank(chosen[name], budget)):
             chosen[name] = found
     return chosen
 
@@ -87,6 +87,18 @@ def one_factor(folder: Path, runs: list[dict]) -> None:
                 f"{folder}: {name} with two weights, {' and '.join(folders.values())}; its seeds would be mixed:"
                 " move those of one weight away, or take another --out"
             )
+
+
+def alike(folder: Path, runs: list[dict], **planned) -> None:
+    """Runs of a phase are compared with each other: other steps, another precision or kind of device are refused."""
+    for key, repair in (("steps", "give the same --steps"), ("precision", "give the same --precision, not auto"), ("device", "go on with the same")):
+        found: dict = {planned[key]: "this call"} if key in planned else {}
+        for run in runs:
+            if key in run:  # older ones do not tell all of it
+                found.setdefault(run[key], run["folder"])
+        if len(found) > 1:
+            told = ", ".join(f"{value} ({where})" for value, where in found.items())
+            raise EvaluationError(f"{folder}: trainings of different {key} would be compared: {told}; {repair}, move some away, or take another --out")
 
 
 def carried(chosen: dict[str, dict], count: int, budget: float = BUDGET) -> list[str]:
@@ -157,6 +169,15 @@ class Panel:
                 found[folder.name.rpartition("-s")[2]] = data
         return found
 
+    def same(self, name: str, measure: Measure, noise: str) -> str:
+        """Whose figures these are: nothing given back, ``NAME+keep`` is ``NAME``, and a test of one is that of the other."""
+        base = name.removesuffix("+keep")
+        if base == name:
+            return name
+        own, other = self.seeds(name, measure, noise), self.seeds(base, measure, noise)
+        alike = own.keys() == other.keys() and all(np.array_equal(own[seed], other[seed], equal_nan=True) for seed in own)
+        return base if alike else name
+
     def clean(self, judge: str) -> np.ndarray | None:
         """Confusion of the judge on the clean images themselves."""
         results: Results = next(iter(self.reports.values()))[0]
@@ -190,7 +211,7 @@ def table(panel: Panel, level: float = 0.95) -> list[dict]:
     units = -(-len(panel.images) // panel.block)
     for measure in panel.measures:
         for noise in panel.noises:
-            family = []
+            family: dict[frozenset, list[dict]] = {}  # by pair: one test, wherever it is told
             for name in panel.names:
                 seeds = panel.seeds(name, measure, noise)
                 if not seeds:
@@ -201,7 +222,7 @@ def table(panel: Panel, level: float = 0.95) -> list[dict]:
                 low, high = interval(value, values, level=level, units=units) if np.isfinite(data).all() else (math.nan, math.nan)
                 row = {"measure": measure.key, "noise": noise, "contestant": name, "value": value, "low": low, "high": high,
                        "better": measure.better, "percent": measure.percent, "digits": measure.digits, "title": measure.title,
-                       "seeds": [_figure(seed, measure.kind) for seed in seeds.values()], "against": {}}  # fmt: skip
+                       "seeds": [_figure(seed, measure.kind) for seed in seeds.values()], "seed_names": list(seeds), "against": {}}  # fmt: skip
                 for other in ("fidelity", "fidelity+keep"):
                     bases = panel.seeds(other, measure, noise) if other in panel.names and other != name else {}
                     both = [seed for seed in seeds if seed in bases]
@@ -211,11 +232,19 @@ def table(panel: Panel, level: float = 0.95) -> list[dict]:
                     gap = compare(*pair, panel.weights, kind=measure.kind, level=level, block=panel.block)
                     row["against"][other] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p, "n": gap.n,
                                              "paired_seeds": len(both)}  # fmt: skip
-                    family.append(row["against"][other])
+                    pair = frozenset(panel.same(n, measure, noise) for n in (name, other))
+                    family.setdefault(pair, []).append(row["against"][other])
                 rows.append(row)
-            for one, p in zip(family, holm([f["p"] for f in family]), strict=True):
-                one["p_holm"] = p
+            _correct([told for pair, told in family.items() if len(pair) == 2], "p", "p_holm")
+            _correct([told for pair, told in family.items() if len(pair) == 1], "p", "p_holm")  # nothing given back: no test
     return rows
+
+
+def _correct(tests: list[list[dict]], key: str, into: str) -> None:
+    """Holm's correction for so many tests; each may be told in several places."""
+    for told, p in zip(tests, holm([told[0][key] for told in tests]), strict=True):
+        for place in told:
+            place[into] = p
 
 
 def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
@@ -279,10 +308,18 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             row["by_judge"] = {j: {**_with("gain", gain, units, level), "gap": number(gaps_of[j][0])} for j, gain in gains_of.items()}
             rows.append(row)
         here = [row for row in rows if row["noise"] == noise]
-        for key in ("p", "over_keep_p", *(f"over:{other}_p" for other in panel.beside)):
-            family = [row for row in here if key in row]
-            for row, p in zip(family, holm([row[key] for row in family]), strict=True):
-                row[f"{key}_holm"] = p
+        one = next(iter(measures.values()))
+        others = {"p": "fidelity", "over_keep_p": "fidelity+keep", **{f"over:{other}_p": other for other in panel.beside}}
+        for key, other in others.items():
+            if other not in panel.names:
+                continue
+            family: dict[str, list[dict]] = {}
+            for row in here:
+                if key in row:
+                    family.setdefault(panel.same(row["contestant"], one, noise), []).append(row)
+            alone = family.pop(panel.same(other, one, noise), None)  # nothing given back: against itself
+            _correct(list(family.values()), key, f"{key}_holm")
+            _correct([alone] if alone else [], key, f"{key}_holm")
     return rows
 
 
@@ -333,12 +370,13 @@ def collect(out: Path, record: dict) -> dict:
     """All there is, JSON-able.
 
     Raises:
-        EvaluationError: a contestant of the final with two weights.
+        EvaluationError: a contestant of the final with two weights; a phase with trainings of different steps or precision.
     """
     result: dict = {"schema": 1, "setting": record, "budget": BUDGET}
     result["contestants"] = {n: {"group": f.group, "what": f.what, "labels": f.labels} for n, f in ENTRANTS.items()}
     for phase in ("screen", "final"):
         runs = runs_of(out, phase)
+        alike(out / phase, runs)
         result[phase] = {"runs": runs, "chosen": choose(runs)}
     one_factor(out / "final", result["final"]["runs"])
     files = [*out.glob("skipped.json"), *sorted((out / "skipped").glob("*.json"))]  # older folders have one for all
@@ -368,4 +406,4 @@ def collect(out: Path, record: dict) -> dict:
     return plain(result)
 
 
-__all__ = ["BUDGET", "TWIN", "Panel", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "one_factor", "plain", "runs_of", "score", "table"]
+__all__ = ["BUDGET", "TWIN", "Panel", "alike", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "one_factor", "plain", "runs_of", "score", "table"]

@@ -1,6 +1,7 @@
 """examples/compare_awareness.py: its pieces fast, the whole of it slow (-m slow)."""
 
 import json
+import shutil
 import sys
 import types
 from argparse import Namespace
@@ -13,7 +14,7 @@ from PIL import Image
 
 from segaware import DnCNN, FPNSegmenter
 from segaware.entries import write_entry
-from segaware.errors import EvaluationError, InputError, TrainingError
+from segaware.errors import EvaluationError, InputError, SegawareError, TrainingError
 from segaware.evaluation.sources import CAMVID_CLASSES
 from segaware.training.guard import stop_if_dominated
 
@@ -67,6 +68,8 @@ def test_weights_give_the_stated_share(setting, name):
     from segaware.training.data import Patches
     from segaware.wrapper import fidelity
 
+    if name.startswith("pool"):
+        setting.args.segmenter *= 2
     (weight,) = gradient_shares(setting, name, batches=1)
     assert gradient_shares(setting, name) == [weight]  # remembered
     batch = Patches(images_of(setting, name), setting.recipe(12_345))[0]
@@ -110,11 +113,16 @@ def test_a_term_that_is_all_void_is_zero_and_finite(setting):
 
 
 def test_classes_and_judges_that_do_not_fit(setting, tmp_path):
-    setting.args.judge = [tmp_path / "home"]
+    shutil.copytree(tmp_path / "home", tmp_path / "own")
+    setting.args.judge = [tmp_path / "own"]
     with pytest.raises(EvaluationError, match="is the training segmenter .*--force"):
         setting.judges()
     setting.args.force = True
     assert len(setting.judges()) == 1
+    setting.args.judge = [tmp_path / "home"]
+    del setting._cache["judges"]
+    with pytest.raises(EvaluationError, match="home names two judges"):
+        setting.judges()
     setting.check_classes(0)
     write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
     setting.args.segmenter = [tmp_path / "home", tmp_path / "five"]
@@ -128,7 +136,7 @@ def test_classes_are_looked_at_before_anything_is_trained(arena, setting, tmp_pa
     write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
     worked = []
     monkeypatch.setattr(arena, "Setting", lambda args: types.SimpleNamespace(
-        args=args, out=tmp_path, judges=list, record=dict, check_classes=lambda number: type(setting).check_classes(setting, number)))  # fmt: skip
+        args=args, out=tmp_path, judges=list, protocols=dict, record=dict, check_classes=lambda number: type(setting).check_classes(setting, number)))  # fmt: skip
     monkeypatch.setattr(arena, "work", lambda _, runs: worked.extend(run.name for run in runs))
     monkeypatch.setattr(arena, "save", lambda *_: None)
     setting.args.segmenter = [tmp_path / "five"]
@@ -304,11 +312,11 @@ def test_who_is_left_out_is_known_to_all_processes(arena, setting, tmp_path):
     from arena.verdict import collect
 
     (tmp_path / "skipped.json").write_text('{"liu-joint": "old"}')
-    for name in ("dms", "usaid"):
+    for name in ("dms", "usaid", "pool-kl"):
         arena.work(setting, [Run("screen", name, 1.0, 0)])
-    assert sorted(file.name for file in (tmp_path / "skipped").iterdir()) == ["dms.json", "usaid.json"]
+    assert sorted(file.name for file in (tmp_path / "skipped").iterdir()) == ["dms.json", "pool-kl.json", "usaid.json"]
     reasons = collect(tmp_path, {})["skipped"]
-    assert set(reasons) == {"liu-joint", "dms", "usaid"} and "second --segmenter" in reasons["dms"]
+    assert set(reasons) == {"liu-joint", "dms", "usaid", "pool-kl"} and "second --segmenter" in reasons["dms"]
 
 
 def run_of(name, factor, psnr, miou, seed=0, **more):
@@ -339,6 +347,64 @@ def test_a_weight_is_chosen_over_its_seeds(arena):
     assert chosen["factor"] == 1 and chosen["gain"] == pytest.approx(0.03) and chosen["cost"] == pytest.approx(0.04)
     assert choose(runs[:1] + runs[2:])["kl"]["factor"] == 3  # one seed alone has a control
     assert choose(runs[6:])["kl"]["miou"] == pytest.approx(0.99)  # no control at all
+    assert choose([run for run in runs if (run["factor"], run["seed"]) != (1, 1) or run["contestant"] == "fidelity"])["kl"]["factor"] == 3  # lost a seed
+
+
+def test_trainings_that_differ_are_not_compared(arena, tmp_path):
+    from arena.verdict import alike, collect
+
+    keep_result(tmp_path, "final", run_of("fidelity", 1.0, 27.0, 0.4, steps=4000, precision="bf16"))
+    keep_result(tmp_path, "final", run_of("kl", 1.0, 27.0, 0.4, steps=4000))  # an older one, which does not tell
+    assert len(collect(tmp_path, {})["final"]["runs"]) == 2
+    runs = arena.runs_of(tmp_path, "final")
+    alike(tmp_path, runs, steps=4000, precision="bf16")
+    with pytest.raises(EvaluationError, match=r"different precision would be compared: float32 \(this call\), bf16 \(fidelity-x1-s0\); give the same --precision"):
+        alike(tmp_path, runs, steps=4000, precision="float32")
+    keep_result(tmp_path, "final", run_of("kl", 1.0, 27.0, 0.4, seed=1, steps=8000))
+    with pytest.raises(EvaluationError, match=r"different steps .*4000 \(fidelity-x1-s0\), 8000 \(kl-x1-s1\)"):
+        collect(tmp_path, {})
+
+
+def test_a_factor_that_only_looks_alike(arena, tmp_path):
+    from arena.runs import Run
+
+    keep_result(tmp_path, "final", run_of("kl", 10.61, 27.0, 0.4))
+    assert Run("final", "kl", 10.61, 0).result(tmp_path)["factor"] == 10.61
+    with pytest.raises(TrainingError, match="holds factor 10.61, not 10.64"):
+        Run("final", "kl", 10.64, 0).result(tmp_path)
+
+
+def test_a_screen_that_was_cut_short_is_told(arena, tmp_path, capsys):
+    screen = Namespace(args=Namespace(out=tmp_path, contestants=["kl", "dms", "fidelity"], seeds=None, factor=[1.0]))
+    assert len(arena.jobs(screen, "screen")) == 3
+    (tmp_path / "skipped").mkdir()
+    (tmp_path / "skipped/dms.json").write_text('{"dms": "needs another"}')
+    for name in ("fidelity", "jacobian"):
+        (tmp_path / "screen" / f"{name}-x1-s0").mkdir(exist_ok=True)
+        (tmp_path / "screen" / f"{name}-x1-s0/result.json").write_text(json.dumps(run_of(name, 1.0, 27.0, 0.4)))
+    arena.freeze(tmp_path, 1)
+    assert "left out of the choice: kl-x1-s0\n" in capsys.readouterr().out
+
+
+def test_the_control_is_waited_for(arena, tmp_path, monkeypatch):
+    """Another process is measuring it: what it finds on held-out data is there before the rest is."""
+    from arena.runs import Run, claim
+
+    folder = tmp_path / "final" / "fidelity-x1-s0"
+    assert arena.control_figures(tmp_path, Run("final", "kl", 1.0, 0)) is None
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        (folder / "held-out").mkdir(exist_ok=True)
+        (folder / "held-out/report.json").touch()
+
+    monkeypatch.setattr(arena.time, "sleep", wait)
+    monkeypatch.setattr(arena, "read_report", lambda place: place)
+    monkeypatch.setattr(arena, "figures", lambda place: [place.name])
+    with claim(folder):
+        assert arena.control_figures(tmp_path, Run("final", "kl", 1.0, 0)) == ["held-out"]
+    assert waited == [1.0]
 
 
 def test_give_back_is_chosen_by_level(arena):
@@ -371,7 +437,7 @@ def test_give_back_is_measured_from_the_control_of_the_seed(arena, setting, tmp_
 
 def test_differences_and_gaps_from_counts(arena):
     """Two judges: the control gets 40 of 100 pixels a class right, clean 80, the contestant 60 (and 70 at home)."""
-    from arena.verdict import gaps, plain, table
+    from arena.verdict import Panel, gaps, plain, table
 
     from segaware.evaluation.results import Measure
     from segaware.evaluation.significance import resample
@@ -379,8 +445,11 @@ def test_differences_and_gaps_from_counts(arena):
     def matrices(right):
         return np.stack([np.array([[right, 100 - right], [100 - right, right]], dtype=float)] * 6)
 
-    class Panel:
-        noises, names, block, images = ["sigma 50"], ["fidelity", "kl", "theirs"], 1, list(range(6))
+    class Fake(Panel):
+        def __init__(self, *more):
+            self.names = ["fidelity", "kl", *more, "theirs"]
+
+        noises, block, images = ["sigma 50"], 1, list(range(6))
         beside = ("theirs",)
         measures = [Measure(f"miou:{judge}", judge, "iou") for judge in ("home", "a", "b")]
         weights = resample(6, samples=50)
@@ -391,24 +460,34 @@ def test_differences_and_gaps_from_counts(arena):
         def seeds(self, name, measure, noise):  # each has lost a seed: only 0 is a pair
             if name == "theirs":
                 return dict.fromkeys("012", matrices(50))
-            own = matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name])
-            return {"0": own, "1": matrices(90)} if name == "kl" else {"2": matrices(10), "0": own}
+            if name == "fidelity+keep":  # something is given back
+                return {"0": matrices(45)}
+            own = matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name.removesuffix("+keep")])  # to kl nothing is
+            return {"0": own, "1": matrices(90)} if name != "fidelity" else {"2": matrices(10), "0": own}
 
     def iou(right):
         return right / (200 - right)
 
-    rows = {row["contestant"]: row for row in gaps(Panel())}
+    rows = {row["contestant"]: row for row in gaps(Fake())}
     assert rows["kl"]["gain"] == pytest.approx(iou(60) - iou(40)) and rows["kl"]["judges"] == ["a", "b"]
     assert rows["kl"]["closed"] == pytest.approx((iou(60) - iou(40)) / (iou(80) - iou(40)))
     assert rows["kl"]["retention"] == pytest.approx((iou(60) - iou(40)) / (iou(70) - iou(40)))
     assert rows["kl"]["seed_gains"] == [pytest.approx(iou(60) - iou(40))] and rows["kl"]["p_holm"] < 0.1 and rows["kl"]["paired_seeds"] == 1
     assert rows["kl"]["over:theirs"] == pytest.approx(iou(75) - iou(50)) and rows["kl"]["over:theirs_p_holm"] < 0.1
     assert "over:theirs" not in rows["theirs"] and rows["theirs"]["gain"] == pytest.approx(iou(50) - iou(25))
-    row = next(row for row in table(Panel()) if (row["measure"], row["contestant"]) == ("miou:a", "kl"))
-    assert row["value"] == pytest.approx(iou(75)) and row["seeds"] == pytest.approx([iou(60), iou(90)])
+    row = next(row for row in table(Fake()) if (row["measure"], row["contestant"]) == ("miou:a", "kl"))
+    assert row["value"] == pytest.approx(iou(75)) and row["seeds"] == pytest.approx([iou(60), iou(90)]) and row["seed_names"] == ["0", "1"]
     against = row["against"]["fidelity"]
     assert against["difference"] == pytest.approx(iou(60) - iou(40)) and against["paired_seeds"] == 1
-    json.dumps(plain(gaps(Panel())), allow_nan=False)
+    json.dumps(plain(gaps(Fake())), allow_nan=False)
+
+    # what gives nothing back is no further test: kl+keep is told what kl is told
+    fewer, more = ({row["contestant"]: row for row in gaps(Fake(*names))} for names in (("fidelity+keep",), ("kl+keep", "fidelity+keep")))
+    for key in ("p_holm", "over_keep_p_holm", "over:theirs_p_holm"):
+        assert more["kl"][key] == more["kl+keep"][key] == fewer["kl"][key]
+    assert fewer["kl"]["p_holm"] == pytest.approx(3 * fewer["kl"]["p"]), "kl, given-back noise and theirs"
+    family = [row["against"] for row in table(Fake("kl+keep", "fidelity+keep")) if row["measure"] == "miou:a"]
+    assert family[1]["fidelity"]["p_holm"] == pytest.approx(5 * family[1]["fidelity"]["p"]), "five pairs, told nine times"
 
 
 def test_missing_arguments_are_named(arena, capsys):
@@ -416,6 +495,36 @@ def test_missing_arguments_are_named(arena, capsys):
         with pytest.raises(SystemExit):
             arena.parse(options)
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad, words", [
+    ("--keep-share 1.5", "--keep-share 1.5: shares between 0 and 1"), ("--keep-share 0.02 0.02", "each once"), ("--held-every 0", "--held-every 0: at least 1"),
+    ("--test-every 0", "at least 1"), ("--steps 0", "--steps 0: at least 1"), ("--test-photographs-limit 0", "at least 1"),
+])  # fmt: skip
+def test_numbers_that_make_no_sense(arena, bad, words, capsys):
+    with pytest.raises(SystemExit):
+        arena.parse(["--final", "--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j", *bad.split()])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("levels", [[25.0, 25.0], [-1.0]])
+def test_a_folder_is_not_bound_to_what_is_refused(arena, setting, levels, monkeypatch):
+    setting.args.choose_sigma = levels
+    setting._cache["judges"] = []
+    monkeypatch.setattr(arena, "Setting", lambda args: setting)
+    with pytest.raises(SegawareError):
+        arena.main(["--screen", "--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"])
+    assert not (setting.out / "setting.json").exists()
+
+
+def test_a_segmenter_trained_behind_another_control(setting, tmp_path, monkeypatch):
+    from arena import tuning
+
+    folder = tmp_path / "segmenters/denoised"
+    write_entry(folder, setting.home()[0], {"recipe": {"behind": tuning.hash_module(setting.start())}})
+    assert tuning.tune(setting, "denoised", setting.start()).num_classes == 11
+    with pytest.raises(TrainingError, match="trained behind another denoiser"):
+        tuning.tune(setting, "denoised", DnCNN(depth=3, width=4))
 
 
 @pytest.mark.parametrize("named, words", [
