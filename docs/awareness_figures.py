@@ -46,7 +46,7 @@ def frontier(found: Found):
             x, y, low, high = num(against["difference"]), *(100 * num(gap[k]) for k in ("gain", "gain_low", "gain_high"))
             if named.get(name.removesuffix("+keep"), ((), ""))[0] == (x, y):
                 continue  # nothing was given back
-            bars = None if math.isnan(low) else [[y - low], [high - y]]
+            bars = None if math.isnan(low) else [[max(y - low, 0)], [max(high - y, 0)]]  # an interval need not hold its figure
             highest = max(highest, y if math.isnan(high) else high)
             colour = COLOURS["keep" if name.endswith("+keep") else found.group(name)]
             axes[1].errorbar([x], [y], yerr=bars, fmt="s" if name.endswith("+keep") else "o", ms=5, lw=1, color=colour)
@@ -133,7 +133,7 @@ def gains(found: Found):
                 row = gap if judge is None else gap.get("by_judge", {}).get(judge, {})
                 value, low, high = (100 * num(row.get(key)) for key in ("gain", "gain_low", "gain_high"))
                 at = x + 0.16 * (place - (len(names) - 1) / 2)
-                ax.errorbar([at], [value], [[value - low], [high - value]], fmt="_", ms=9, lw=1.2, color=colour, label=label)
+                ax.errorbar([at], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt="_", ms=9, lw=1.2, color=colour, label=label)
                 seeds = [100 * num(gain) for gain in gap.get("seed_gains", ())] if judge is None else of_seeds(found, name, judge, noise)
                 ax.plot([at] * len(seeds), seeds, ".", ms=5, color=colour, alpha=0.6)
                 label = None
@@ -147,6 +147,9 @@ def gains(found: Found):
 
 
 def of_seeds(found: Found, name: str, judge: str, noise: str) -> list[float]:
-    """Points over the control of the same seed; none where one of the two has lost a seed."""
-    own, control = ((found.row(found.frames, f"miou:{judge}", noise, who) or {}).get("seeds", ()) for who in (name, "fidelity"))
-    return [100 * (num(a) - num(b)) for a, b in zip(own, control, strict=True)] if len(own) == len(control) else []
+    """Points over the control of the same seed, of the seeds that both have."""
+    rows = [found.row(found.frames, f"miou:{judge}", noise, who) or {} for who in (name, "fidelity")]
+    own, control = (dict(zip(row.get("seed_names", range(len(row.get("seeds", ())))), row.get("seeds", ()), strict=True)) for row in rows)
+    if any("seed_names" not in row for row in rows) and len(own) != len(control):
+        return []  # an older record: whose they are is not known
+    return [100 * (num(own[seed]) - num(control[seed])) for seed in own if seed in control]

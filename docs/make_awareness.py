@@ -16,6 +16,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from awareness_figures import frontier, gains, keep_curve
 from awareness_record import Found, means, num, text
@@ -53,7 +54,7 @@ def head(found: Found) -> list[str]:
     name = lambda spec: Path(str(spec)).name  # noqa: E731
     out = [
         "Awareness losses of this library (and what the papers propose), trained from one start with the same steps, data and noise,"
-        " and judged by segmenters that took no part in any training. Written by `docs/make_awareness.py` from the JSON of"
+        f" and judged by {judged_by(setting)}. Written by `docs/make_awareness.py` from the JSON of"
         " `examples/compare_awareness.py`; how the losses are defined: [losses.md](losses.md).", "",
     ]  # fmt: skip
     if setting:
@@ -70,6 +71,12 @@ def head(found: Found) -> list[str]:
     return out
 
 
+def judged_by(setting: dict) -> str:
+    if setting and setting.get("force"):
+        return "segmenters of which some took part in training (`--force`): what these say proves nothing"
+    return "segmenters that took no part in any training"
+
+
 def in_short(found: Found) -> list[str]:
     """What the figures say, by fixed rules: intervals that leave out zero are called differences."""
     lines = []
@@ -82,12 +89,14 @@ def in_short(found: Found) -> list[str]:
         psnr = found.row(found.frames, "psnr", noise, best["contestant"])
         cost = (psnr or {}).get("against", {}).get("fidelity", {})
         sure = num(best["p_holm"]) < 0.05  # corrected, for it is the best of several
-        word = "cannot be told from no awareness" if not sure else "helps" if num(best["gain"]) > 0 else "harms"
+        several, up = len(best["seed_gains"]) > 1, num(best["gain"]) > 0
+        word = ("helps" if up else "harms") if several else ("helped" if up else "harmed") + " in this one training"
+        word = word if sure else "cannot be told from no awareness"
         line = (
             f"{noise}: the gap of the control to clean input is {text(best['gap'], 1, 100)} points of mIoU. Best without labels: `{best['contestant']}`,"
             f" {bracket(best, 'gain')} points across the held-out judges (seeds: {', '.join(text(g, 1, 100, True) for g in best['seed_gains'])}): it {word}"
         )
-        if "closed" in best:
+        if "closed" in best and sure and up:
             line += f", and closes {bracket(best, 'closed', 0, 100, False)} % of the gap"
         line += f"; PSNR {text(cost.get('difference'), 2, 1, True)} dB"
         keep = found.gap(noise, "fidelity+keep")
@@ -123,11 +132,12 @@ def screen(found: Found) -> list[str]:
     seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
     for name in order:
         pick = chosen[name]
-        run = next(r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"])
-        shares = "; ".join(" ".join(text(v, 3) for v in values) for values in run["shares"].values()) or "–"
+        own = [r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"] and "held_out" in r]
+        terms = [[fmean(quarter) for quarter in zip(*seeds, strict=True)] for seeds in zip(*(r["shares"].values() for r in own), strict=True)]
+        shares = "; ".join(" ".join(text(v, 3) for v in values) for values in terms) or "–"
         rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", f"{pick['factor']:.3g}",
                      text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True),
-                     *(text(against(run, j, noise)[1], 1, 100, True) for j in judges), shares])  # fmt: skip
+                     *(text(fmean(against(r, j, noise)[1] for r in own), 1, 100, True) for j in judges), shares])  # fmt: skip
         own = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: (r["factor"], r["seed"]))
         gaps = [(r["factor"], *against(r)) for r in own]
         tried.append([f"`{name}`", "; ".join(f"{factor:.3g}: {text(miou, 2, 100, True)} ({text(psnr, 3, 1, True)})" for factor, psnr, miou in gaps)])
@@ -147,7 +157,8 @@ def final(found: Found) -> list[str]:
         "## The final: reported data", "",
         f"{source['images']} frames of {source['source']['name']}{' (' + source['source']['note'] + ')' if source['source'].get('note') else ''};"
         f" brackets are 95 % bootstrap intervals over {'blocks of ' + str(source['block']) + ' neighbouring frames' if source['block'] > 1 else 'images'},"
-        " paired with the control over the seeds that both have. They say nothing of other streets. Weights and shares were chosen by the"
+        " paired with the control over the seeds that both have. They say nothing of other streets, nor of other trainings: how far those"
+        " differ is what the figures of each seed are for. Weights and shares were chosen by the"
         " same held-out judges that report here, on other frames: to these judges the figures are kinder than to strangers. `+keep`: the share of the noise that was best on held-out"
         " data is given back, level by level; a level that no share was chosen at takes that of the nearest. p is corrected for the number of contestants (Holm). Retention: the gain under the held-out judges"
         " over that under the training segmenter, where the latter is one.", "",
@@ -163,7 +174,8 @@ def final(found: Found) -> list[str]:
             value = "–" if not against else f"{text(against['difference'], 3, 1, True)} [{text(against['low'], 3, 1, True)}, {text(against['high'], 3, 1, True)}]"
             cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
             gap = gap or {}
-            seeds = ", ".join(text(g, 1, 100, True) for g in gap.get("seed_gains", ()))
+            one = name in found.record.get("beside", ())  # one training, whatever it is compared with
+            seeds = "" if one else ", ".join(text(g, 1, 100, True) for g in gap.get("seed_gains", ()))
             rows.append([f"`{name}`", text((psnr or {}).get("value")), value, bracket(gap, "gain"), text(gap.get("p_holm"), 3), seeds or "–", bracket(gap, "closed", 0, 100, False),
                          bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
         out += [f"### {noise}", "", *grid(rows)]
@@ -190,16 +202,26 @@ def beyond(found: Found) -> list[str]:
         if name not in ("fidelity", "fidelity+keep"):
             gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
             rows.append([f"`{name}`", "**across**", *map(beyond_keep, gaps)])
-    for name in found.names(found.frames):
+    rows += beyond_by_judge(found, found.frames, "miou")
+    return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+
+
+def beyond_by_judge(found: Found, source: dict, measure: str) -> list[list[str]]:
+    """Rows of a table: each contestant by each judge, less the control with give-back."""
+    rows = []
+    for name in found.names(source):
         if name in ("fidelity", "fidelity+keep", "noisy"):
             continue
-        for judge in found.frames["judges"]:
-            cells = []
-            for noise in found.noises(found.frames):
-                gap = (found.row(found.frames, f"miou:{judge}", noise, name) or {}).get("against", {}).get("fidelity+keep")
-                cells.append("–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}")  # fmt: skip
-            rows.append([f"`{name}`", shown(judge), *cells])
-    return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+        for judge in source["judges"]:
+            gaps = [(found.row(source, f"{measure}:{judge}", noise, name) or {}).get("against", {}).get("fidelity+keep") for noise in found.noises(source)]
+            rows.append([f"`{name}`", shown(judge), *map(beyond_cell, gaps)])
+    return rows
+
+
+def beyond_cell(gap: dict | None) -> str:
+    if not gap:
+        return "–"
+    return f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}"
 
 
 def theirs(found: Found) -> list[str]:
@@ -232,14 +254,16 @@ def photographs(found: Found) -> list[str]:
                     "" if not gap else f" ({text(gap['difference'], digits, scale, True)} [{text(gap['low'], digits, scale, True)}, {text(gap['high'], digits, scale, True)}])"))  # fmt: skip
             rows.append([f"`{name}`", *cells])
         out += [f"### {noise}", "", *grid(rows)]
-    return out
+    rows = [["contestant", "judge", *found.noises(source)], *beyond_by_judge(found, source, "consistency")]
+    words = "Consistency in points against the control with the give-back that was best on held-out street frames; p after Holm's correction."
+    return [*out, "### More than retained texture, on photographs?", "", words, "", *grid(rows)]
 
 
 def harm(found: Found) -> list[str]:
     rows = [["contestant", "PSNR of clean input, dB", *(f"pixels whose class changes, %, {shown(j)}" for j in (found.frames or {}).get("judges", ()))]]
     for name in found.names(found.frames):
         psnr = found.row(found.frames, "psnr", "clean", name)
-        if psnr is not None:
+        if psnr is not None and not name.endswith("+keep"):  # to clean input nothing is given back here
             rows.append([f"`{name}`", text(psnr["value"]), *(text((found.row(found.frames, f"changed:{j}", "clean", name) or {}).get("value"), 2, 100) for j in found.frames["judges"])])  # fmt: skip
     return ["## Do no harm", "", *grid(rows)] if len(rows) > 1 else []
 
@@ -284,8 +308,8 @@ def beyond_keep(gap: dict) -> str:
     return bracket(gap, "over_keep") + (f", p {text(gap['over_keep_p_holm'], 3)}" if "over_keep_p_holm" in gap else "")
 
 
-def again(title: str, found: Found) -> list[str]:
-    """The final of another comparison, short: is what was found here found there?"""
+def again(title: str, found: Found, setting_of: dict | None = None) -> list[str]:
+    """The final of another comparison, short: is what was found here found there? ``setting_of``: of the page's own."""
     source, setting = found.frames, found.record["setting"]
     if not source:
         return []
@@ -300,11 +324,21 @@ def again(title: str, found: Found) -> list[str]:
             rows.append([noise, f"`{name}`", text((found.row(source, "psnr", noise, name) or {}).get("value")), bracket(gap, "gain"),
                          bracket(gap, "closed", 0, 100, False), beyond_keep(gap), *cells])  # fmt: skip
     start = Path(str(setting["start"]))
+    told = ("start", "learning_rate", "force")
+    here = setting_of or {}
+    other = [f"{key.replace('_', ' ')} {plain_value(setting[key])} (above {plain_value(here[key])})" for key in here if key in setting and key not in told and setting[key] != here[key]]
     return [
         f"## Again: {title}", "",
         f"Start: `{start.parent.name if start.name == 'model' else start.name}`; {', '.join(map(str, steps))} steps, rate {setting['learning_rate']:g};"
-        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; else as above.", "", *grid(rows),
+        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {', '.join(other) + '; ' if other else ''}else as above.", "", *grid(rows),
     ]  # fmt: skip
+
+
+def plain_value(value) -> str:
+    """As people read it; of a path its name."""
+    if isinstance(value, list):
+        return ", ".join(map(plain_value, value))
+    return f"{value:g}" if isinstance(value, float) else Path(value).name if isinstance(value, str) else str(value)
 
 
 def left_out(found: Found) -> list[str]:
@@ -320,7 +354,7 @@ def page(record: dict, words: str = f"{BEGIN}\n{END}", others: Sequence[tuple[st
     ``others``: titles and JSONs of further comparisons.
     """
     found = Found(record)
-    further = [line for title, other in others for line in again(title, Found(other))]
+    further = [line for title, other in others for line in again(title, Found(other), record["setting"])]
     parts = (head, lambda _: [words, ""], in_short, final, lambda _: further, screen, photographs, harm, give_back, instead, left_out)
     return f"# {title}\n\n" + "\n".join(line for part in parts for line in part(found)).rstrip() + "\n"
 
@@ -343,8 +377,10 @@ def main(argv: list[str] | None = None) -> Path:
     record, *others = [loaded(file) for file in (args.results, *(Path(file) for _, file in args.again))]
     titles = [title for title, _ in args.again]
     try:
-        written = page(record, kept(args.out), list(zip(titles, others, strict=True)), args.title)
+        words = kept(args.out)
+        written = page(record, BEGIN + END, list(zip(titles, others, strict=True)), args.title)
         written = written.replace("](images/awareness-", f"](images/{args.out.stem}-")  # two pages, two sets of figures
+        written = written.replace(BEGIN + END, words)  # as people wrote it
     except KeyError as error:
         files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again)))
         sys.exit(f"error: {files}: no {error} in it; write it anew with examples/compare_awareness.py --collect")

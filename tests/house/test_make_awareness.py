@@ -87,9 +87,64 @@ def test_the_whole(make, tmp_path):
     assert widths and "nan" not in text and "None" not in text
 
 
+def test_no_more_is_said_than_was_found(make):
+    """One training, an unsure gain, harm: each has its own words, and no share of the gap is closed by chance."""
+    found = with_final(record())
+    found["gaps"][0]["seed_gains"] = [0.021]
+    assert "(seeds: +2.1): it helped in this one training, and closes 26" in make.page(found)
+    found["gaps"][0]["p_holm"] = 0.2
+    text = make.page(found)
+    assert "it cannot be told from no awareness; PSNR" in text and "and closes" not in text
+    found["gaps"][0] |= {"p_holm": 0.002, "gain": -0.02, "seed_gains": [-0.02, -0.02]}
+    text = make.page(found)
+    assert "it harms; PSNR" in text and "and closes" not in text
+    assert "took no part in any training" in text and "--force" not in text
+    found["setting"]["force"] = True
+    assert "segmenters of which some took part in training (`--force`)" in make.page(found)
+
+
+def test_clean_input_is_given_nothing_back(make):
+    harm = make.page(with_final(record())).partition("## Do no harm")[2].partition("##")[0]
+    assert "| `kl` |" in harm and "+keep" not in harm
+
+
+def test_given_back_noise_on_photographs(make):
+    found = with_final(record())
+    rows = found["reported"]["photographs"]["rows"]
+    rows += [{**row, "measure": row["measure"].replace("miou", "consistency")} for row in rows if row["measure"] == "miou:a"]
+    text = make.page(found).partition("### More than retained texture, on photographs?")[2]
+    assert "| `kl` | a | +1.0 [–, +2.0], p 0.030 |" in text
+
+
+def test_seeds_are_paired_by_name(make):
+    from awareness_figures import of_seeds
+    from awareness_record import Found
+
+    def of(name, seeds):
+        return {"measure": "miou:a", "noise": "sigma 50", "contestant": name, "seeds": list(seeds.values()), "seed_names": list(seeds)}
+
+    found = record()
+    found["reported"]["frames"] = {"rows": [of("fidelity", {"0": 0.4, "2": 0.5}), of("kl", {"0": 0.42, "1": 0.9})]}
+    assert of_seeds(Found(found), "kl", "a", "sigma 50") == pytest.approx([2.0])
+
+
+def test_what_people_wrote_is_not_lost(make, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(record()))
+    page = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "seeds.md")])
+    page.write_text(page.read_text().replace(make.END, f"See ![this](images/awareness-gains.png).\n{make.END}"))
+    assert "(images/awareness-gains.png)" in make.main([str(tmp_path / "results.json"), "--out", str(page)]).read_text(), "as it was written"
+    kept = page.read_text().replace(make.END, "")
+    page.write_text(kept)
+    with pytest.raises(SystemExit, match="one is missing"):
+        make.main([str(tmp_path / "results.json"), "--out", str(page)])
+    assert page.read_text() == kept
+
+
 def test_denoisers_that_were_not_trained_here(make):
     found = with_final(record())
     assert "Beside" not in make.page(found)
+    found["beside"] = {"theirs": "DnCNN, blind", "kl": "for a moment"}
+    assert "| 0.002 | – | 26 [10, 40]" in make.page(found), "one training, compared with several controls"
     found["beside"] = {"theirs": "DnCNN, blind"}
     found["gaps"][0] |= {"over:theirs": 0.013, "over:theirs_low": 0.006, "over:theirs_high": 0.02, "over:theirs_p": 0.001, "over:theirs_p_holm": 0.002}
     text = make.page(found)
@@ -127,6 +182,9 @@ def test_a_screen_of_two_seeds(make):
     assert "## The screen: held-out data, one seed" in make.page(found)
     found["screen"]["runs"][2]["seed"] = 1
     assert "## The screen: held-out data, 2 seeds" in make.page(found)
+    control, kl = found["screen"]["runs"][:2]
+    found["screen"]["runs"] += [{**control, "seed": 1}, {**kl, "seed": 1, "shares": {"consistency": [0.5, 0.4]}, "held_out": figures("kl", 26.95, 0.44)}]
+    assert "| +3.0 | +3.0 | 0.400 0.300 |" in make.page(found), "means over the seeds"
 
 
 def test_other_comparisons_beside_it(make, tmp_path):
@@ -136,6 +194,11 @@ def test_other_comparisons_beside_it(make, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     arguments = [str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md"), "--again"]
     text = make.main([*arguments, "from a better start", str(tmp_path / "other.json")]).read_text()
+    assert "else as above" in text and "patch size" not in text
+    other["setting"] |= {"patch_size": 64, "judge": ["x/a"]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    text = make.main([*arguments, "from a better start", str(tmp_path / "other.json")]).read_text()
+    assert "judge a (above a, b), patch size 64 (above 96); else as above" in text
     assert "## Again: from a better start" in text and "Start: `better`; 20 steps, rate 0.0003; seed 0;" in text
     assert "| sigma 50 | `kl` | 0.40 | +2.1 [+1.1, +3.1] | 26 [10, 40] | +0.4 [-1.0, +2.0] | 40.0 | 40.0 |" in text
     assert "| sigma 50 | `fidelity+keep` |" in text and "`kl+keep`" not in text
