@@ -6,6 +6,7 @@ the file is opened again. One run at a time holds a folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -99,7 +100,8 @@ class Cells:
         """Let another run have the folder."""
         for file in (self._file, self._lock, self._known[0] if self._known else None):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # of a full disk put() has told; the rest must be let go of
+                    file.close()
         self._file = self._lock = self._known = None
 
     def __enter__(self) -> Cells:

@@ -29,7 +29,7 @@ def _nlm(image: Array, sigma: float, restoration: Any) -> Array:
 
 def _wavelet(image: Array, sigma: float, restoration: Any) -> Array:
     return restoration.denoise_wavelet(
-        image, sigma=sigma, method="BayesShrink", mode="soft", rescale_sigma=False, convert2ycbcr=image.shape[2] == 3, channel_axis=-1
+        image, sigma=sigma, method="BayesShrink", mode="soft", rescale_sigma=True, convert2ycbcr=image.shape[2] == 3, channel_axis=-1
     )
 
 

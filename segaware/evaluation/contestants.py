@@ -120,10 +120,22 @@ class Ready:
             ``{sigma}``, ``{peak}`` and ``{draw}`` in it are filled in: ``theirs/s{sigma}``.
     """
 
-    kind = "ready images, 8-bit files"
+    kind = "ready images, 8-bit files, made from noise of their own"
 
     def __init__(self, name: str, folder: str | os.PathLike[str]) -> None:
         self.name, self.folder = name, os.fspath(folder)
+
+    def check(self, noises: Sequence[Noise]) -> None:
+        """Refuse to take one folder for images of several noise levels.
+
+        Raises:
+            EvaluationError: several, and none of ``{noise}``, ``{sigma}``, ``{peak}`` in the folder's name.
+        """
+        if len(noises) > 1 and not re.search(r"\{(noise|sigma|peak)\}", self.folder):
+            raise EvaluationError(
+                f"{self.folder}: one folder of ready images for {len(noises)} noise levels ({', '.join(noise.label for noise in noises)});"
+                " write {sigma} where the level stands in its name, e.g. theirs/s{sigma}, or measure one level"
+            )
 
     def path(self, cell: Cell) -> Path:
         """The file for one look.
@@ -169,10 +181,11 @@ class Function:
 
     def __init__(self, name: str, function: Callable[[Tensor, float], Tensor], kind: str = "a function, told the noise level", version: str = "") -> None:
         self.name, self.function, self.kind, self.version = name, function, kind, version
+        self._what = name  # whatever it is called in a report
 
     def key(self, cell: Cell) -> str:
-        """A hash of name, version and the level it is told."""
-        return digest("function", self.name, self.version, cell.told)
+        """A hash of the name it was made with, its version and the level it is told."""
+        return digest("function", self._what, self.version, cell.told)
 
     def denoise(self, noisy: Tensor, cell: Cell) -> Tensor:
         """Call it."""
@@ -221,6 +234,12 @@ class GiveBack:
         return denoised + float(shares(self.table, level)) * (noisy - denoised)
 
 
+def _loaded_here(options: dict[str, Any]) -> dict[str, Any]:
+    """A module that was just read from a file goes where models by name go; a module of the user's stays where it is."""
+    auto = options.get("device", "auto") == "auto" and torch.cuda.is_available()
+    return {**options, "device": "cuda"} if auto else options
+
+
 def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **options: Any) -> Contestant:
     """The contestant that a spec names (see the module's docstring), or that a module or object is.
 
@@ -250,9 +269,9 @@ def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **opt
         return Function(text, function, kind, version)
     prefix, colon, rest = text.partition(":")
     if colon and prefix == "spandrel":
-        return Model(Path(rest).stem, _spandrel(Path(rest)), **options)
+        return Model(Path(rest).stem, _spandrel(Path(rest)), **_loaded_here(options))
     if colon and prefix in ARCHITECTURES:
-        return Model(Path(rest).stem, _checkpoint(prefix, Path(rest)), **options)
+        return Model(Path(rest).stem, _checkpoint(prefix, Path(rest)), **_loaded_here(options))
     if text in shipped_names():
         return Model(text, text, **options)
     path = Path(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from segaware.errors import EvaluationError
 from segaware.evaluation import figures
-from segaware.evaluation.pictures import Pictures, slug
+from segaware.evaluation.pictures import Pictures, folder_of
 from segaware.evaluation.report import about, failures, how_to_read, tables
 from segaware.evaluation.summary import Summary
 from segaware.evaluation.verdict import Finding, ceilings, findings, gain, gentlest, headline
@@ -167,7 +167,7 @@ def _figures(summary: Summary, pictures: Pictures, crop: tuple[int, int, int] | 
     judges: list[str | None] = [judge["name"] for judge in results.judges] or [None]
     kept = {path.name for path in pictures.folder.iterdir()} if pictures.folder.is_dir() else set()
     for image in results.images:
-        if slug(image) in kept:
+        if folder_of(image) in kept:
             for noise in [n for n in results.noises if n != "clean"] or results.noises:
                 for judge in judges:
                     title = f"{image}, {noise}" + (f", seen by {judge}" if judge else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from segaware import image_io
 
-__all__ = ["Pictures", "slug"]
+__all__ = ["Pictures", "folder_of", "slug"]
 
 
 def slug(text: str) -> str:
@@ -19,10 +20,17 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("._") or "_"
 
 
+def folder_of(image: str) -> str:
+    """The folder of an image's pictures; no two images share one."""
+    name = slug(image)
+    return name if name == image else f"{name}-{hashlib.sha256(image.encode()).hexdigest()[:6]}"
+
+
 class Pictures:
     """``FOLDER/pictures/IMAGE/CONDITION/WHO.png``, and beside it ``WHO.JUDGE.classes.png`` with class indices.
 
-    ``IMAGE/clean.png``, ``IMAGE/labels.classes.png`` and ``IMAGE/clean.JUDGE.classes.png`` are the reference.
+    ``IMAGE/clean.png``, ``IMAGE/labels.classes.png`` and ``IMAGE/clean.JUDGE.classes.png`` are the reference. ``WHO.key``
+    says of which weights, noise and judges they are.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -37,8 +45,17 @@ class Pictures:
         return self._in(image, noise) / f"{slug(who)}{'.' + slug(judge) if judge else ''}.classes.png"
 
     def _in(self, image: str, noise: str | None) -> Path:
-        folder = self.folder / slug(image)
+        folder = self.folder / folder_of(image)
         return folder if noise is None else folder / slug(noise)
+
+    def state(self, image: str, who: str, noise: str) -> str:
+        """What :meth:`note` has written; "" without it."""
+        file = self._in(image, noise) / f"{slug(who)}.key"
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    def note(self, image: str, who: str, noise: str, state: str) -> None:
+        """Remember of what the pictures are, once all of them are written."""
+        (self._in(image, noise) / f"{slug(who)}.key").write_text(state, encoding="utf-8")
 
     @staticmethod
     def save(path: Path, image: Tensor) -> None:

@@ -91,6 +91,10 @@ def evaluate(
             raise EvaluationError(f"{what} {twice[0]!r} is given twice; name each once, e.g. other={twice[0]}")
     for judge in panel:
         judge.check(source.classes, source.name)
+    for entrant in entrants:
+        base = _base(entrant)
+        if isinstance(base, Ready):
+            base.check(protocol.noises)
     present = {item.name for item in source}
     strange = [name for name in pictures if name not in present]
     if strange or (pictures and out is None):
@@ -167,7 +171,7 @@ class _Run:
             key = digest(CACHE, entrant.key(cell), drawn, identity)[:32]
             results = cells.get(key)
             missing = self.measures.missing(results)
-            wanted = cell.draw == 0 and item.name in self.chosen and not self._kept(entrant, cell)
+            wanted = cell.draw == 0 and item.name in self.chosen and not self._kept(entrant, cell, key)
             if missing or wanted:
                 if noisy is None:
                     noisy = self.protocol.noisy(sample.clean, cell.noise, name=item.name, index=item.index, draw=cell.draw)
@@ -184,7 +188,7 @@ class _Run:
                 if errors:
                     row["error"] = "; ".join(errors)
                 if wanted:
-                    self._keep(entrant, cell, sample, estimate, maps)
+                    self._keep(entrant, cell, sample, estimate, maps, key)
         except Exception as error:  # one odd image must not end a night's run
             words = str(error) if isinstance(error, SegawareError) else f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.errno in _FULL:
@@ -213,14 +217,18 @@ class _Run:
             self.bases[key] = result
         return result
 
-    def _kept(self, entrant: Contestant, cell: Cell) -> bool:
+    def _state(self, key: str) -> str:
+        """Of what pictures are: of this cell, seen by these judges."""
+        return digest(key, [judge.key for judge in self.panel])
+
+    def _kept(self, entrant: Contestant, cell: Cell, key: str) -> bool:
         assert self.pictures is not None
         name, noise = cell.item.name, cell.noise.label
         files = [self.pictures.image(name, entrant.name, noise), self.pictures.image(name, "clean")]
         files += [self.pictures.classes(name, entrant.name, judge.name, noise) for judge in self.panel]
-        return all(file.is_file() for file in files)
+        return self.pictures.state(name, entrant.name, noise) == self._state(key) and all(file.is_file() for file in files)
 
-    def _keep(self, entrant: Contestant, cell: Cell, sample: Sample, estimate: Tensor, maps: dict[str, Tensor]) -> None:
+    def _keep(self, entrant: Contestant, cell: Cell, sample: Sample, estimate: Tensor, maps: dict[str, Tensor], key: str) -> None:
         assert self.pictures is not None
         name, noise, keep = cell.item.name, cell.noise.label, self.pictures
         keep.save(keep.image(name, entrant.name, noise), estimate)
@@ -231,12 +239,17 @@ class _Run:
             if judge.name in maps and judge.classes <= 255:
                 keep.save(keep.classes(name, entrant.name, judge.name, noise), maps[judge.name])
                 keep.save(keep.classes(name, "clean", judge.name), self.measures.on_clean(judge, sample))
+        keep.note(name, entrant.name, noise, self._state(key))
+
+
+def _base(entrant: Contestant) -> Contestant:
+    while isinstance(entrant, GiveBack):
+        entrant = entrant.base
+    return entrant
 
 
 def _can_harm(entrant: Contestant) -> bool:
-    while isinstance(entrant, GiveBack):
-        entrant = entrant.base
-    return not isinstance(entrant, Ready)  # nobody denoises clean images for us
+    return not isinstance(_base(entrant), Ready)  # nobody denoises clean images for us
 
 
 def _check(estimate: Any, clean: Tensor, name: str) -> None:

@@ -156,15 +156,15 @@ def open_source(
         root: a folder. "camvid": SegNet's layout, SPLIT/ and SPLITannot/ with the same stems, 11 = void.
             "voc": ImageSets/Segmentation/SPLIT.txt, JPEGImages/, SegmentationClass/. "cityscapes":
             leftImg8bit/SPLIT and gtFine/SPLIT, read through torchvision. "folder": all images below,
-            without labels. "auto": whichever of these it is.
+            without labels, but for the reports of evaluations. "auto": whichever of these it is.
         split: of a labelled set.
         classes: for "camvid": the class names of your own data in that layout; labels from
             ``len(classes)`` on are refused, 255 and ``void`` are not counted.
         void: with ``classes``: one more label that is not counted.
 
     Raises:
-        EvaluationError: no such folder or layout, no images, names that clash, missing label files, classes for
-            another layout.
+        EvaluationError: no such folder, layout or split, no images, names that clash or are no text, missing label files,
+            classes for another layout.
     """
     root = Path(root)
     if not root.is_dir():
@@ -192,7 +192,17 @@ def _guess(root: Path, split: str) -> str:
         return "camvid"
     if (root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file():
         return "voc"
-    return "cityscapes" if (root / "leftImg8bit" / split).is_dir() else "folder"
+    if (root / "leftImg8bit" / split).is_dir():
+        return "cityscapes"
+    splits = [folder.name.removesuffix("annot") for folder in root.glob("?*annot") if folder.is_dir()]
+    splits += [file.stem for file in (root / "ImageSets" / "Segmentation").glob("*.txt")]
+    splits += [folder.name for folder in (root / "leftImg8bit").glob("*") if folder.is_dir()]
+    if splits:
+        raise EvaluationError(
+            f"{root}: a labelled set without the split {split!r}; there is {', '.join(sorted(splits))}:"
+            " give one of these (--split), or layout folder to measure all images below without labels"
+        )
+    return "folder"
 
 
 def _images(folder: Path) -> list[Path]:
@@ -200,7 +210,7 @@ def _images(folder: Path) -> list[Path]:
         raise EvaluationError(f"{folder}: no such folder; check the layout and the split")
     found = []
     for here, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not (name.startswith(".") or _is_report(Path(here, name))))
         found += [
             Path(here, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in image_io.EXTENSIONS
         ]
@@ -209,11 +219,18 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
+def _is_report(folder: Path) -> bool:
+    """Whether an evaluation has written it: its pictures are no clean images."""
+    return (folder / "cells.jsonl").is_file() or (folder / ".lock").is_file() and (folder / "report.json").is_file()
+
+
 def _items(root: Path, images: Sequence[Path], below: Path, labels: Callable[[str], Path] | None = None) -> tuple[Item, ...]:
     """Name, sort, and pair with labels; says which names clash and which labels are missing."""
     named: dict[str, Path] = {}
     for path in images:
         name = path.relative_to(below).with_suffix("").as_posix()
+        if not name.isprintable():
+            raise EvaluationError(f"{ascii(str(path))}: a name that is no readable text cannot stand in a report; rename the file")
         if name in named:
             raise EvaluationError(f"{named[name]} and {path} have one name; names must differ in more than the ending")
         named[name] = path

@@ -69,13 +69,18 @@ def evaluate_spread(
 
 
 def _bring_together(out: Path) -> None:
-    """Add what is in the processes' own folders to ``cells.jsonl``, and take them away."""
+    """Add what is in the processes' own folders to ``cells.jsonl``, and take them away.
+
+    Raises:
+        EvaluationError: another launch is writing into one of them.
+    """
     parts = sorted((out / _PARTS).glob("*/cells.jsonl"))
     if not parts:
         return
     with Cells(out) as cells:
         for part in parts:
-            cells.absorb(part)
+            with Cells(part.parent):  # refused while another launch is at work there
+                cells.absorb(part)
     for part in parts:
         shutil.rmtree(part.parent, ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -166,6 +166,11 @@ def _over_draws(results: Results, measure: Measure, k: int, a: int, b: int) -> f
         return None
 
 
+def rank(measure: Measure, entry: Entry) -> tuple[int, float]:
+    """What a leader has most of: images first, for a mean without the hard ones is none to compare with."""
+    return entry.n, measure.better * entry.value
+
+
 def _mark(summary: Summary, look: _Look) -> None:
     """The leader is best only if it beats each other one; else all that it cannot be told from are tied with it."""
     results, measure, noise = summary.results, look.measure, look.noise
@@ -173,7 +178,7 @@ def _mark(summary: Summary, look: _Look) -> None:
     here = [(c, entry) for c, entry in here if math.isfinite(entry.value) and not (noise == "clean" and entry.contestant == "noisy")]
     if len(here) < 2:
         return
-    lead, leader = max(here, key=lambda pair: measure.better * pair[1].value)
+    lead, leader = max(here, key=lambda pair: rank(measure, pair[1]))
     level = 1 - (1 - results.protocol.level) / (len(here) - 1)
     tied = []
     for c, entry in here:
@@ -182,7 +187,10 @@ def _mark(summary: Summary, look: _Look) -> None:
         gap = look.compare(lead, c, level, results.block)
         if math.isnan(gap.low):
             return  # too few images for any interval
-        if not (gap.low > 0 if measure.better > 0 else gap.high < 0):
+        behind, ahead = (gap.low > 0, gap.high < 0) if measure.better > 0 else (gap.high < 0, gap.low > 0)
+        if ahead:
+            return  # on the fewer images that it has it is better: nobody is best
+        if not behind:
             tied.append(entry)
     marks = [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]
     for entry, mark in marks:

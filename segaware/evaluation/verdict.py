@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from segaware.evaluation.results import Measure
 from segaware.evaluation.significance import Comparison
-from segaware.evaluation.summary import Entry, Summary
+from segaware.evaluation.summary import Entry, Summary, rank
 
 __all__ = ["Finding", "ceilings", "details", "finding", "findings", "gain", "gentlest", "headline", "short_title"]
 
@@ -53,7 +53,7 @@ def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
     found = [entry for name in names if (entry := summary.entry(measure.key, noise, name)) and math.isfinite(entry.value)]
     if not found:
         return None
-    leader = max(found, key=lambda entry: measure.better * entry.value)
+    leader = max(found, key=lambda entry: rank(measure, entry))
     tied = tuple(e.contestant for e in found if leader.mark == e.mark == "tied" and e is not leader)
     gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
     effect = ""

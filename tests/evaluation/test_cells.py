@@ -5,6 +5,7 @@ import pytest
 
 from segaware.errors import EvaluationError
 from segaware.evaluation.cells import Cells
+from segaware.evaluation.spread import _bring_together
 
 
 def test_what_was_put_is_there_in_another_run(tmp_path):
@@ -83,3 +84,36 @@ def test_cells_of_other_files(tmp_path):
     assert len((tmp_path / "main" / "cells.jsonl").read_bytes().splitlines()) == 3
     with Cells(tmp_path / "new", tmp_path / "none") as cells:
         assert cells.get("a") == {}
+
+
+def test_a_full_disk_is_told_and_the_folder_let_go_of(tmp_path):
+    class Full:
+        name = "cells.jsonl"
+
+        def seek(self, *_):
+            return 0
+
+        def write(self, _):
+            pass
+
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+        close = flush  # what could not be flushed is tried again
+
+    with pytest.raises(EvaluationError, match="No space left on device.*free space"), Cells(tmp_path) as cells:
+        cells._file.close()
+        cells._file = Full()
+        cells.put("k", {"psnr": 1.0})
+    Cells(tmp_path).close()
+
+
+def test_the_parts_of_a_launch_at_work_are_left_alone(tmp_path):
+    with Cells(tmp_path / ".ranks/0") as live:
+        live.put("k", {"psnr": 1.0})
+        with pytest.raises(EvaluationError, match="another run"):
+            _bring_together(tmp_path)
+        assert (tmp_path / ".ranks/0/cells.jsonl").is_file()
+    _bring_together(tmp_path)
+    with Cells(tmp_path) as cells:
+        assert cells.get("k") == {"psnr": 1.0} and not (tmp_path / ".ranks").exists()

@@ -6,6 +6,7 @@ from PIL import Image
 from segaware import DnCNN, FFDNet, denoise
 from segaware.entries import write_entry
 from segaware.errors import EvaluationError, ModelError, WeightsError
+from segaware.evaluation import contestants
 from segaware.evaluation.contestants import Cell, Function, GiveBack, Model, Noisy, Ready, hash_module, open_contestant
 from segaware.evaluation.protocol import Noise
 from segaware.evaluation.sources import Item
@@ -118,8 +119,6 @@ def test_give_back_by_the_model_s_own_table(tmp_path, net):
 @pytest.mark.parametrize("name", ["nlm", "tv", "wavelet"])
 def test_classical_methods_denoise(name, tmp_path):
     pytest.importorskip("skimage")
-    if name == "wavelet":
-        pytest.importorskip("pywt")
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 48), indexing="ij")
     clean = torch.stack([rows, columns, (rows + columns) / 2])
     noisy = clean + 25 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -169,6 +168,45 @@ def test_the_hash_sees_weights_and_options(shrink):
     other.gain = 2.0
     assert hash_module(one) != hash_module(other)
     assert hash_module(one.eval()) == hash_module(shrink().train())
+    for value in ([1, 2], {"scale": 2}, torch.ones(2), torch.float16, torch.relu, lambda x: 2 * x):
+        other = shrink()
+        other.gains = value
+        assert hash_module(shrink()) != hash_module(other), value
+
+
+def test_the_hash_sees_code():
+    """A mended ``forward`` over the same weights is another network; where it is defined says nothing."""
+
+    def net(factor, power=1):
+        class Net(torch.nn.Module):
+            def forward(self, images):
+                return factor * (images**2 if power == 2 else images)
+
+        class Other(torch.nn.Module):
+            def forward(self, images):
+                return images + factor
+
+        return (Net, Other)[power - 1]()
+
+    assert hash_module(net(2)) == hash_module(net(2)) != hash_module(net(3))
+    other = net(2, 2)
+    type(other).__qualname__ = type(net(2)).__qualname__
+    type(other).__name__ = "Net"
+    assert hash_module(net(2)) != hash_module(other)
+
+
+def test_methods_have_cells_of_their_own(tmp_path):
+    """Whatever they are called in the report."""
+    pytest.importorskip("skimage")
+    keys = {spec: open_contestant(spec).key(cell(tmp_path)) for spec in ("base=nlm", "base=tv", "nlm", "nlm=tv", "tv")}
+    assert keys["base=nlm"] == keys["nlm"] != keys["tv"] == keys["base=tv"] == keys["nlm=tv"]
+
+
+def test_what_is_read_from_a_file_goes_where_models_go(monkeypatch):
+    assert contestants._loaded_here({"device": "cpu"}) == {"device": "cpu"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert contestants._loaded_here({"tile": 64}) == {"tile": 64, "device": "cuda"} == contestants._loaded_here({"tile": 64, "device": "auto"})
+    assert contestants._loaded_here({"device": "cpu"}) == {"device": "cpu"}
 
 
 def test_the_hash_sees_normalisation_and_not_use():

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,10 +8,13 @@ import torch
 from PIL import Image
 
 from segaware.errors import EvaluationError
-from segaware.evaluation.contestants import Function
+from segaware.evaluation.contestants import Function, Model
+from segaware.evaluation.pictures import Pictures, folder_of
 from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import open_source
+from segaware.evaluation.summary import summarise
+from segaware.evaluation.verdict import findings
 from segaware.metrics import psnr
 
 RGB = ("red", "green", "blue")
@@ -201,14 +205,53 @@ def test_give_back_runs_its_base_once(folder):
 def test_pictures_are_kept_once(folder, tmp_path, thirds):
     source = open_source(folder)
     evaluate(source, [Counted()], judges=[thirds], out=tmp_path, pictures=["more/im4"])
-    place = tmp_path / "pictures" / "more_im4"
+    place = tmp_path / "pictures" / folder_of("more/im4")
     assert {p.name for p in place.glob("*.png")} == {"clean.png", "clean.Thirds.classes.png"}
     assert {p.name for p in (place / "sigma_25").iterdir()} == {
-        "half.png", "half.Thirds.classes.png", "noisy.png", "noisy.Thirds.classes.png",
+        "half.png", "half.Thirds.classes.png", "half.key", "noisy.png", "noisy.Thirds.classes.png", "noisy.key",
     }  # fmt: skip
     again = Counted()
     evaluate(source, [again], judges=[thirds], out=tmp_path, pictures=["more/im4"])
     assert again.calls == []
+
+
+def test_pictures_are_of_the_weights_of_the_figures(folder, tmp_path, shrink):
+    """A model trained further in place, and back again: neither cells nor pictures are those of the other one."""
+    source, shown = open_source(folder), Pictures(tmp_path).image("im1", "net", "sigma 25")
+
+    def seen(gain):
+        evaluate(source, [Model("net", shrink(gain))], out=tmp_path, pictures=["im1"])
+        return Pictures.load(shown)
+
+    first, second = seen(0.5), seen(0.9)
+    assert not np.array_equal(first, second) and np.array_equal(seen(0.5), first)
+
+
+def test_images_do_not_share_a_folder_of_pictures():
+    names = ["img_1", "img(1)", "a/b", "a_b", "a b"]
+    assert len({folder_of(name) for name in names}) == len(names) and folder_of("img_1") == "img_1"
+
+
+def test_one_folder_of_ready_images_is_of_one_level(folder, tmp_path):
+    two = Protocol(noises=(Noise(sigma=15), Noise(sigma=25)), metrics=("psnr",))
+    for theirs in (f"copy={folder}", f"copy={folder}+0.03"):
+        with pytest.raises(EvaluationError, match=r"for 2 noise levels \(sigma 15, sigma 25\); write \{sigma\}"):
+            evaluate(open_source(folder), [theirs], two)
+    for sigma in (15, 25):
+        shutil.copytree(folder, tmp_path / f"s{sigma}")
+    assert not evaluate(open_source(folder), [f"copy={tmp_path}/s{{sigma}}"], two).failures
+
+
+def test_who_lacks_the_hard_images_does_not_lead(folder):
+    """A mean over the easy ones is no mean to compare with."""
+    source = open_source(folder)
+    easy = Function("easy", lambda noisy, sigma: noisy * 0.9)
+    whole = Function("whole", lambda noisy, sigma: noisy * 0.95)
+    values = evaluate(source, [easy, whole], Protocol(metrics=("psnr",)))._values["psnr"][1:, 0, 0]
+    hard = [item.name for item, value in zip(source, values[0], strict=True) if value < np.median(values[0])]
+    summary = summarise(evaluate(source, [Counted("easy", fails=hard), whole], Protocol(metrics=("psnr",))))
+    (found,) = findings(summary)
+    assert found.leader.contestant == "whole" and "easy" not in (found.leader.contestant if found.alone else "")
 
 
 def test_ready_images_are_not_asked_about_clean_input(folder):

@@ -1,3 +1,7 @@
+import os
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +138,29 @@ class TestBad:
         for layout in ("camvid", "voc", "cityscapes", "odd"):
             with pytest.raises(EvaluationError):
                 open_source(folder, layout)
+
+
+def test_a_labelled_set_without_the_split(labelled):
+    (labelled / "valannot").rename(labelled / "testannot")
+    (labelled / "val").rename(labelled / "test")
+    with pytest.raises(EvaluationError, match="without the split 'val'; there is test: give one"):
+        open_source(labelled)
+    assert open_source(labelled, split="test").classes is not None
+    assert open_source(labelled, "folder").classes is None
+
+
+def test_reports_are_no_images(folder):
+    before = [item.name for item in open_source(folder)]
+    for name in ("report/pictures/im1", "report"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "report/cells.jsonl").touch()
+    shutil.copy(next(folder.glob("im1.*")), folder / "report/pictures/im1/noisy.png")
+    assert [item.name for item in open_source(folder)] == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_names_that_are_no_text(folder):
+    first = next(folder.glob("im1.*"))
+    first.rename(os.fsdecode(os.fsencode(folder) + b"/\xe9.png"))
+    with pytest.raises(EvaluationError, match="rename the file"):
+        open_source(folder)
