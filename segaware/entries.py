@@ -8,9 +8,11 @@ Weights may be stored as float16; they are loaded as float32.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import reprlib
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from segaware.contracts import DenoiserInfo
 from segaware.errors import WeightsError, closest
 from segaware.guarded import build_within, check_arguments, compare, read_json, stored_tensors
+from segaware.registry import name_of
 
 __all__ = ["CONFIG", "DEFAULT_MODEL", "WEIGHTS", "build_for", "fill", "load_entry", "locate", "read_config", "shipped_folder", "shipped_names", "write_entry"]
 
@@ -91,14 +95,21 @@ def load_entry(folder: str | os.PathLike[str]) -> nn.Module:
     config = read_config(folder)
     model = build_for(folder, config["architecture"], config["arguments"])
     fill(model, folder, config["architecture"])
-    if hasattr(model, "info") and (config.get("training_noise") or config.get("keep")):
-        import dataclasses
-
-        info: Any = model.info
-        keep = _keep_table(config.get("keep") or {}, f"{folder}")
-        noise = str(config.get("training_noise") or info.training_noise)
-        model.info = dataclasses.replace(info, training_noise=noise, keep=keep)
+    if hasattr(model, "info"):
+        model.info = informed(model.info, config, folder)  # type: ignore[arg-type, assignment]
     return model.eval()
+
+
+def informed(info: DenoiserInfo, config: dict[str, Any], folder: str | os.PathLike[str]) -> DenoiserInfo:
+    """``info`` with what a config says of the training: its noise, and the shares that machines want given back.
+
+    Raises:
+        WeightsError: shares that make no table.
+    """
+    if not (config.get("training_noise") or config.get("keep")):
+        return info
+    noise = str(config.get("training_noise") or info.training_noise)
+    return dataclasses.replace(info, training_noise=noise, keep=_keep_table(config.get("keep") or {}, f"{folder}"))
 
 
 def build_for(folder: str | os.PathLike[str], architecture: str, arguments: dict[str, Any]) -> nn.Module:
@@ -164,17 +175,21 @@ def write_entry(
     arguments = getattr(model, "config", None)
     if not isinstance(arguments, dict):
         raise WeightsError(f"{type(model).__name__} has no 'config' dictionary of constructor arguments; save its state_dict yourself")
-    record = {"architecture": type(model).__name__, "arguments": arguments, **(config or {})}
-    state = {
-        key: _stored(value.detach(), dtype).cpu().contiguous()
-        for key, value in model.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
+    record = {"architecture": name_of(model), "arguments": arguments, **(config or {})}
+    state: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for key, value in model.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            tensor = _stored(value.detach(), dtype).cpu().contiguous()
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in taken:
+                tensor = tensor.clone()  # a part that stands in two places is stored in both
+            taken.add(tensor.untyped_storage().data_ptr())
+            state[key.replace("_orig_mod.", "")] = tensor  # of what torch.compile has wrapped
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in ((WEIGHTS, save(state)), (CONFIG, (json.dumps(record, indent=2) + "\n").encode())):
-            partial = folder / f".{name}.partial"
+            partial = folder / f".{name}.{secrets.token_hex(4)}.partial"
             try:
                 partial.write_bytes(data)
                 os.replace(partial, folder / name)

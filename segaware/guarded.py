@@ -28,6 +28,8 @@ __all__ = ["build_within", "check_arguments", "compare", "read_json", "stored_te
 _LARGEST_CONFIG = 4 << 20
 _LARGEST_HEADER = 16 << 20
 _LONGEST_NAME = 300
+#: No network has so many of anything; a list of a thousand million widths is made before the first layer is.
+_LARGEST_NUMBER = 1 << 20
 #: How a tensor of the network may be stored, by whether it holds floating-point numbers.
 _KINDS = {True: ("F64", "F32", "F16", "BF16"), False: ("I64", "I32", "I16", "I8", "U8", "BOOL")}
 _BAD = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, AttributeError)
@@ -145,7 +147,7 @@ def check_arguments(value: Any, where: str, key: str = "arguments", depth: int =
     """Refuse arguments of a config that ask for other weights, from a file or the network: a saved model has its own beside it.
 
     Raises:
-        WeightsError: such arguments, or names longer than any.
+        WeightsError: such arguments, or names longer and numbers larger than any.
     """
     if depth > 40:
         raise WeightsError(f"{where}: the arguments of its config.json are nested too deeply; save the model again")
@@ -155,6 +157,8 @@ def check_arguments(value: Any, where: str, key: str = "arguments", depth: int =
     elif isinstance(value, list):
         for inner in value:
             check_arguments(inner, where, key, depth + 1)
+    elif isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        raise WeightsError(f'{where}: a number beyond {_LARGEST_NUMBER:,} in its config.json ("{key[:80]}"); fetch or save the model again')
     elif value not in (None, False) and (key.endswith("weights") or key.startswith("pretrained")):
         raise WeightsError(f'{where}: its config.json asks for other weights ("{key[:80]}": {_short(repr(value))}); take that out')
     elif isinstance(value, str) and len(value) > _LONGEST_NAME:

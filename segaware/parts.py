@@ -9,7 +9,7 @@ from torch import nn
 
 from segaware.contracts import DenoiserInfo
 from segaware.errors import ModelError
-from segaware.registry import build
+from segaware.registry import build, name_of
 
 __all__ = ["Part", "described", "info_of", "make"]
 
@@ -38,7 +38,7 @@ def described(parts: Mapping[str, nn.Module], **more: Any) -> dict[str, Any] | N
         config = getattr(module, "config", None)
         if not isinstance(config, dict):
             return None
-        found[key] = {"architecture": type(module).__name__, "arguments": config}
+        found[key] = {"architecture": name_of(module), "arguments": config}
     return {**found, **more}
 
 

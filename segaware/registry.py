@@ -9,7 +9,7 @@ from torch import nn
 
 from segaware.errors import InputError, ModelError, SegawareError, closest
 
-__all__ = ["ARCHITECTURES", "build", "register"]
+__all__ = ["ARCHITECTURES", "build", "name_of", "register"]
 
 ARCHITECTURES: dict[str, str] = {
     "DnCNN": "segaware.denoisers.dncnn:DnCNN",
@@ -41,6 +41,13 @@ def register(name: str, target: str) -> None:
     if name in ARCHITECTURES and ARCHITECTURES[name] != target:
         raise InputError(f"architecture {name!r} is taken by {ARCHITECTURES[name]}; choose another name")
     ARCHITECTURES[name] = target
+
+
+def name_of(module: nn.Module) -> str:
+    """The name that builds a module again: the one that its class is registered under, else that of the class."""
+    kind = type(getattr(module, "_orig_mod", module))  # torch.compile's wrapping aside
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, known in ARCHITECTURES.items() if known == target), kind.__name__)
 
 
 def build(architecture: str, arguments: dict[str, Any] | None = None) -> nn.Module:

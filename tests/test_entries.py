@@ -1,14 +1,17 @@
 import errno
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segaware import DnCNN, FFDNet
+from segaware import DDFN, SDABN, SDB, DnCNN, FFDNet, HRNetSegmenter
 from segaware.entries import load_entry, read_config, shipped_folder, shipped_names, write_entry
 from segaware.errors import ModelError, SegawareError, WeightsError
+from segaware.registry import ARCHITECTURES, register
 
 
 @pytest.fixture
@@ -147,3 +150,39 @@ def test_loading_draws_no_random_numbers(tmp_path):
     state = torch.get_rng_state()
     load_entry(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_part_in_two_places_and_a_compiled_one(tmp_path):
+    """A cascade that ends with the segmenter it begins with, and networks that torch.compile has wrapped."""
+    segmenter = HRNetSegmenter(3, width=4, modules=(1, 1, 1), blocks=1, bottlenecks=1)
+    denoiser = DDFN(condition_channels=3, blocks=1)
+    for part in (segmenter, torch.compile(segmenter, backend="eager")):
+        cascade = SDABN([SDB(part, denoiser)], closing_segmenter=part).eval()
+        write_entry(tmp_path / "cascade", cascade)
+        again = load_entry(tmp_path / "cascade")
+        image = torch.rand(1, 3, 32, 32)
+        assert torch.equal(again(image), cascade(image))
+    plain = DnCNN(depth=3, width=4).eval()
+    write_entry(tmp_path / "compiled", torch.compile(plain, backend="eager"))
+    assert torch.equal(load_entry(tmp_path / "compiled")(image), plain(image))
+    torch._dynamo.reset()
+
+
+def test_an_architecture_keeps_the_name_it_is_registered_under(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "Mine", "x:y")
+    monkeypatch.delitem(ARCHITECTURES, "Mine")
+    register("Mine", "test_entries_mine:Net")
+    module = types.ModuleType("test_entries_mine")
+    module.Net = type("Net", (DnCNN,), {"__module__": "test_entries_mine", "__qualname__": "Net"})
+    monkeypatch.setitem(sys.modules, "test_entries_mine", module)
+    write_entry(tmp_path, module.Net(depth=3, width=4))
+    assert read_config(tmp_path)["architecture"] == "Mine" and type(load_entry(tmp_path)) is module.Net
+
+
+def test_two_writers_do_not_meet(tmp_path, monkeypatch):
+    """What one writes beside the place is not what the other writes."""
+    seen = []
+    monkeypatch.setattr("segaware.entries.os.replace", lambda partial, place: seen.append(Path(partial).name) or Path(partial).rename(place))
+    for _ in range(2):
+        write_entry(tmp_path, DnCNN(depth=3, width=4))
+    assert len(set(seen)) == 4

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import hostile
@@ -46,10 +47,15 @@ def edit(folder, **changes):
         ({"architecture": "os:system"}, "unknown architecture"),
         ({"architecture": "../../DnCNN"}, "unknown architecture"),
         ({"architecture": "builtins:eval", "arguments": {"source": "1"}}, "unknown architecture"),
-        ({"arguments": {"depth": 10**9}}, "larger network than its model.safetensors holds"),
+        ({"arguments": {"depth": 10**9}}, "a number beyond 1,048,576"),
+        ({"arguments": {"depth": 10**6}}, "larger network than its model.safetensors holds"),
+        ({"architecture": "DDFN", "arguments": {"blocks": 10**9}}, "a number beyond"),
+        ({"architecture": "DDFN", "arguments": {"blocks": 10**6}}, "larger network than its model.safetensors holds"),
+        ({"architecture": "LiuDenoiser", "arguments": {"scales": 10**9}}, "a number beyond"),
+        ({"architecture": "LiuDenoiser", "arguments": {"scales": 10**6}}, "larger network than its model.safetensors holds"),
         ({"arguments": {"depth": 3, "width": 10**6}}, "larger network than its model.safetensors holds"),
         ({"arguments": {"depth": 3, "width": 2000}}, "of another shape"),
-        ({"arguments": {"depth": 3, "width": 10**30}}, "does not take"),
+        ({"arguments": {"depth": 3, "width": 10**30}}, "a number beyond"),
         ({"arguments": {"depth": "3"}}, "does not take"),
         ({"arguments": {"depth": [3]}}, "does not take"),
         ({"arguments": {"depth": -1}}, "describes no network"),
@@ -67,9 +73,13 @@ def edit(folder, **changes):
 )  # fmt: skip
 def test_a_malicious_config_is_refused_before_memory_is_taken(entry, changes, said):
     edit(entry, **changes)
-    with Watch() as watch, pytest.raises(ModelError, match=said):
-        load_entry(entry)
-    assert watch.largest < 1 << 20
+    tracemalloc.start()  # Python's own lists, which torch does not count
+    try:
+        with Watch() as watch, pytest.raises(ModelError, match=said):
+            load_entry(entry)
+        assert watch.largest < 1 << 20 and tracemalloc.get_traced_memory()[1] < 1 << 27
+    finally:
+        tracemalloc.stop()
 
 
 class Watch(TorchDispatchMode):
@@ -314,6 +324,7 @@ def test_sixty_spoilt_files(tmp_path):
 def test_a_thousand_spoilt_files_in_a_gigabyte(tmp_path):
     """In a process of its own, whose memory is read at the end: everything loaded, torch too, is in the figure."""
     code = f"""{DEFINE_PEAK}
+import tracemalloc
 from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PACKAGE.parent)!r}]
 from test_hostile_files import fuzz

@@ -48,20 +48,21 @@ class Call:
             raise InputError(f'SegAwareWrapper: predicts={predicts!r}; say "image" or "noise", whichever the network returns')
         if len(value_range) != 2 or not value_range[0] < value_range[1]:
             raise InputError(f"SegAwareWrapper: value_range={value_range} must be (black, white), e.g. (-1, 1) or (0, 255)")
-        if size_multiple is not None and size_multiple < 1:
-            raise InputError(f"SegAwareWrapper: size_multiple={size_multiple} must be at least 1")
+        if size_multiple is not None and not (isinstance(size_multiple, int) and size_multiple >= 1):
+            raise InputError(f"SegAwareWrapper: size_multiple={size_multiple} must be a whole number, at least 1")
         self.predicts = predicts
         self.value_range = (float(value_range[0]), float(value_range[1]))
         self.size_multiple = size_multiple or 1
         self.sigma = SigmaPort.find(denoiser, takes_sigma)
+        self.told: dict[str, Any] = {}  # what a saved wrapper's config says of the training
 
     def info(self, denoiser: nn.Module) -> DenoiserInfo:
         """The denoiser's own statement with what is added here; built from the arguments where it has none."""
         takes = self.sigma.form != "none"
         own = getattr(denoiser, "info", None)
         if not isinstance(own, DenoiserInfo):
-            return DenoiserInfo(channels=None, takes_sigma=takes, size_multiple=self.size_multiple)
-        return replace(own, takes_sigma=takes, size_multiple=math.lcm(own.size_multiple, self.size_multiple))
+            return DenoiserInfo(channels=None, takes_sigma=takes, size_multiple=self.size_multiple, **self.told)
+        return replace(own, takes_sigma=takes, size_multiple=math.lcm(own.size_multiple, self.size_multiple), **self.told)
 
     def likely_channels(self, denoiser: nn.Module) -> int | None:
         """1 or 3 if the first convolution takes so many image channels; a guess."""

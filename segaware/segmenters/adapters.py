@@ -101,8 +101,10 @@ class SegmenterAdapter(nn.Module):
         mean, std: normalisation the network was trained with, on the [0, 1] scale. For a network that
             takes 0-255: divide its mean and std by 255.
         size_multiple: sides are padded to a multiple of it; None = as smp networks state, else 1.
-        from_logits: False when the network returns probabilities (a softmax or sigmoid inside); they
-            become logits through the logarithm, at least ``EPS``.
+        from_logits: None = scores are logits; refused if those of the first image look like
+            probabilities. True = they are logits, whatever sigmoids they look like. False when the network
+            returns probabilities (a softmax or sigmoid inside); they become logits through the
+            logarithm, at least ``EPS``.
         class_names: K names, or None.
         output: where the logits are, see :func:`read_logits`; None finds the usual places.
         trainable: leave parameters and mode alone.
@@ -134,7 +136,7 @@ class SegmenterAdapter(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         size_multiple: int | None = None,
-        from_logits: bool = True,
+        from_logits: bool | None = None,
         class_names: Sequence[str] | None = None,
         output: str | int | Callable[[Any], Tensor] | None = None,
         trainable: bool = False,
@@ -158,12 +160,14 @@ class SegmenterAdapter(nn.Module):
         self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         self.size_multiple = size_multiple
-        self.from_logits = from_logits
+        self.from_logits = from_logits is not False
+        self._sure = from_logits is True
         self.output = output
         self._stride = stride
         self._looked = False
-        self.register_buffer("mean", torch.tensor(check_triple(mean, "mean")).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(check_triple(std, "std")).reshape(1, 3, 1, 1), persistent=False)
+        place = next((parameter.device for parameter in model.parameters()), None)  # the network may be on a GPU already
+        self.register_buffer("mean", torch.tensor(check_triple(mean, "mean"), device=place).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(check_triple(std, "std"), device=place).reshape(1, 3, 1, 1), persistent=False)
 
     @property
     def stride(self) -> int:
@@ -235,6 +239,11 @@ class SegmenterAdapter(nn.Module):
             raise ModelError(
                 "the scores of every pixel are in [0, 1] and sum to 1: probabilities, not logits;"
                 " give from_logits=False, or build the network without its softmax"
+            )
+        if self.from_logits and not self._sure and low >= 0 and high <= 1 and high - low > 0.3:  # untrained logits lie closer together
+            raise ModelError(
+                f"all scores lie in [0, 1] ({low:.3g} to {high:.3g}), as sigmoids give them: give from_logits=False,"
+                " build the network without its sigmoid, or say from_logits=True if they are logits after all"
             )
 
     def _crop(self, logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:

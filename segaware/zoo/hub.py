@@ -120,13 +120,21 @@ def _whole(file: Path, sha256: str | None) -> bool:
     """
     blob = os.path.basename(os.path.realpath(file))
     try:
-        data = file.read_bytes()
+        if sha256 is not None:
+            return _hashed(file, hashlib.sha256()) == sha256
+        if re.fullmatch(r"[0-9a-f]{64}", blob):
+            return _hashed(file, hashlib.sha256()) == blob
+        if re.fullmatch(r"[0-9a-f]{40}", blob):
+            return _hashed(file, hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)) == blob
+        file.stat()
     except FileNotFoundError:
         return False
-    if sha256 is not None:
-        return hashlib.sha256(data).hexdigest() == sha256
-    if re.fullmatch(r"[0-9a-f]{64}", blob):
-        return hashlib.sha256(data).hexdigest() == blob
-    if re.fullmatch(r"[0-9a-f]{40}", blob):
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob
     return True
+
+
+def _hashed(file: Path, state: Any) -> str:
+    """A piece at a time: weights may be larger than the memory."""
+    with open(file, "rb") as opened:
+        while piece := opened.read(1 << 22):
+            state.update(piece)
+    return str(state.hexdigest())

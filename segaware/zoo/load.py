@@ -14,6 +14,7 @@ from segaware.entries import (
     DEFAULT_MODEL,
     build_for,
     fill,
+    informed,
     load_entry,
     locate,
     read_config,
@@ -30,6 +31,8 @@ from segaware.zoo.hub import fetch
 __all__ = ["DEFAULT_MODEL", "ModelRecord", "from_pretrained", "from_pretrained_as", "list_models", "resolve"]
 
 _Model = TypeVar("_Model")
+#: An image of one pixel is padded to so many squared.
+_LARGEST_MULTIPLE = 1024
 #: What a model remembers of where it comes from, and what is saved with it again.
 _PROVENANCE = ("training_noise", "training_data", "license")
 
@@ -66,13 +69,20 @@ def from_pretrained(
         WeightsError: an unknown name or repository, a download that fails, or a missing, damaged or
             foreign file.
         ModelError: an unknown architecture.
-        InputError: a dtype that is no floating one; a revision of what has none; a ``denoiser`` that is
+        InputError: a dtype that is no floating one, or has no room for the weights; a revision of what has none; a ``denoiser`` that is
             missing or of no use.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"from_pretrained: dtype {dtype} is not a floating one; use torch.float32 or torch.bfloat16")
     folder = resolve(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
-    return _load(folder, denoiser).to(device=device, dtype=dtype)
+    model = _load(folder, denoiser)
+    if dtype == torch.float16:
+        large = [key for key, value in model.state_dict().items() if value.is_floating_point() and bool((value.abs() > 65504).any())]
+        if large:
+            raise InputError(
+                f"{source}: {large[0]} holds values beyond 65,504, which float16 has no room for; use dtype=torch.bfloat16, or float32 under torch.autocast"
+            )
+    return model.to(device=device, dtype=dtype)
 
 
 def from_pretrained_as(cls: type[_Model], source: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> _Model:
@@ -139,7 +149,7 @@ def resolve(
 def _load(folder: Path, denoiser: nn.Module | None) -> nn.Module:
     config = read_config(folder)
     if config["architecture"] == "SegAwareWrapper":
-        model: nn.Module = _wrapper(folder, config["arguments"], denoiser)
+        model: nn.Module = _wrapper(folder, config, denoiser)
     elif denoiser is not None:
         raise InputError(f"{folder}: holds {config['architecture']}, which is built from its config; leave denoiser= out")
     else:
@@ -148,9 +158,12 @@ def _load(folder: Path, denoiser: nn.Module | None) -> nn.Module:
     return model
 
 
-def _wrapper(folder: Path, arguments: dict[str, Any], denoiser: nn.Module | None) -> SegAwareWrapper:
+def _wrapper(folder: Path, config: dict[str, Any], denoiser: nn.Module | None) -> SegAwareWrapper:
     """A saved wrapper, without losses, around its own denoiser or the one given."""
-    adapter = dict(arguments)
+    adapter = dict(config["arguments"])
+    multiple = adapter.get("size_multiple")
+    if isinstance(multiple, (int, float)) and multiple > _LARGEST_MULTIPLE:
+        raise WeightsError(f"{folder}: its config pads images to multiples of {multiple!r}; no network needs that, fetch or save the model again")
     described = adapter.pop("denoiser", None)
     if denoiser is None:
         if not isinstance(described, dict) or not isinstance(described.get("architecture"), str):
@@ -163,6 +176,8 @@ def _wrapper(folder: Path, arguments: dict[str, Any], denoiser: nn.Module | None
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{folder}: its config does not describe a wrapper ({error}); save the model again") from error
     fill(wrapper, folder, type(denoiser).__name__)
+    info = informed(wrapper.info, config, folder)
+    wrapper._call.told = {"training_noise": info.training_noise, "keep": info.keep}
     return wrapper.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from torch import nn
 
 from segaware.entries import CONFIG, WEIGHTS, write_entry
 from segaware.errors import WeightsError
+from segaware.registry import name_of
 from segaware.wrapper import SegAwareWrapper
 from segaware.zoo.advice import HubErrors
 from segaware.zoo.card import model_card
@@ -63,7 +65,7 @@ def save_pretrained(
             holder = model.denoiser
     else:
         holder = model
-        known = {"architecture": type(model).__name__, "arguments": getattr(model, "config", None), **known}
+        known = {"architecture": name_of(model), "arguments": getattr(model, "config", None), **known}
     try:
         write_entry(folder, holder, known, dtype=dtype)
     except (TypeError, ValueError) as error:
@@ -86,17 +88,18 @@ class _Holder(nn.Module):
         self._denoiser = [denoiser]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self._denoiser[0].state_dict(*args, **kwargs)
+        return self._denoiser[0].state_dict(*args, **kwargs)  # keys of torch.compile's wrapping are cut by write_entry
 
 
 def _wrapped(wrapper: SegAwareWrapper) -> dict[str, Any]:
     """Architecture and arguments of what is in a wrapper: the denoiser's own where the wrapper adds nothing."""
     arguments = getattr(wrapper.denoiser, "config", None)
     adapter = wrapper.adapter
-    own = isinstance(arguments, dict) and type(wrapper.denoiser).__module__.split(".")[0] == "segaware"
+    kind = type(getattr(wrapper.denoiser, "_orig_mod", wrapper.denoiser))
+    own = isinstance(arguments, dict) and kind.__module__.split(".")[0] == "segaware"
     if own and {**adapter, "takes_sigma": "auto"} == _PLAIN:
-        return {"architecture": type(wrapper.denoiser).__name__, "arguments": arguments}
-    named = {"architecture": type(wrapper.denoiser).__name__, "arguments": arguments} if own else None
+        return {"architecture": name_of(wrapper.denoiser), "arguments": arguments}
+    named = {"architecture": name_of(wrapper.denoiser), "arguments": arguments} if own else None
     return {"architecture": "SegAwareWrapper", "arguments": {"denoiser": named, **adapter}}
 
 
@@ -150,7 +153,7 @@ def copy_files(files: Iterable[Path], folder: Path) -> None:
         OSError: a folder that cannot be written; the caller says what to choose instead.
     """
     for file in files:
-        partial = folder / f".{file.name}.partial"
+        partial = folder / f".{file.name}.{secrets.token_hex(4)}.partial"
         try:
             shutil.copyfile(file, partial)
             os.replace(partial, folder / file.name)

@@ -165,6 +165,18 @@ def test_what_breaks_the_contract_is_named(toy, options, message):
         SegmenterAdapter(toy, 3, **options)(torch.rand(1, 3, 40, 40))
 
 
+def test_sigmoids_are_not_taken_for_logits():
+    """Nothing sums to 1 there, so the spread in [0, 1] tells; who knows better may say so."""
+    for channels, classes in ((1, 2), (4, 4)):
+        net = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Sigmoid())
+        nn.init.normal_(net[0].weight, std=20)
+        image = torch.rand(1, 3, 16, 16)
+        with pytest.raises(ModelError, match="as sigmoids give them: give from_logits=False"):
+            SegmenterAdapter(net, classes)(image)
+        assert SegmenterAdapter(net, classes, from_logits=False)(image).amax() <= 0
+        assert SegmenterAdapter(net, classes, from_logits=True)(image).shape[1] == classes
+
+
 def test_what_torch_cannot_do_is_no_matter_of_size():
     """Jacobian losses say which operation has no forward mode, and what to take instead."""
 

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 
 import segaware
 from segaware import DDFN, SDABN, SDB, DnCNN, FFDNet, FPNSegmenter, SegAwareWrapper, from_pretrained
+from segaware.entries import write_entry
 from segaware.errors import InputError, WeightsError
 from segaware.registry import ARCHITECTURES
 from segaware.zoo.save import save_pretrained
@@ -165,3 +167,35 @@ def test_shipped_models_by_class():
     assert isinstance(segaware.FPNSegmenter.from_pretrained("fpn-camvid"), FPNSegmenter)
     with pytest.raises(WeightsError, match="a segmenter"):
         SegAwareWrapper.from_pretrained("fpn-camvid")
+
+
+def test_a_wrapper_remembers_what_its_weights_know(tmp_path):
+    """Of a network of another house too, which has no info of its own."""
+    shares = {"training_noise": "AWGN, sigma 0-55", "keep": {"25": 0.03}}
+    for net in (DnCNN(depth=3, width=4), nn.Conv2d(3, 3, 3, padding=1)):
+        SegAwareWrapper(net, (), value_range=(0, 255)).save_pretrained(tmp_path / type(net).__name__, config=shares)
+        again = from_pretrained(tmp_path / type(net).__name__, denoiser=None if isinstance(net, DnCNN) else copy.deepcopy(net))
+        assert again.info.training_noise == "AWGN, sigma 0-55" and again.info.keep == ((25.0, 0.03),)
+        segaware.denoise(torch.rand(3, 16, 16), again, keep="machine")
+
+
+def test_a_wrapper_that_would_pad_without_end(tmp_path):
+    SegAwareWrapper(DnCNN(depth=3, width=4), (), value_range=(0, 255)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["arguments"]["size_multiple"] = 20000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="multiples of 20000"):
+        from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="whole number"):
+        SegAwareWrapper(DnCNN(depth=3, width=4), (), size_multiple=8.5)
+
+
+def test_weights_that_float16_has_no_room_for(tmp_path):
+    net = DnCNN(depth=3, width=4)
+    write_entry(tmp_path, net)
+    assert next(from_pretrained(tmp_path, dtype=torch.float16).parameters()).dtype == torch.float16
+    next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).running_var.fill_(105128.0)
+    write_entry(tmp_path, net, dtype=torch.float16)
+    with pytest.raises(InputError, match="running_var holds values beyond 65,504.*bfloat16"):
+        from_pretrained(tmp_path, dtype=torch.float16)
+    assert all(v.isfinite().all() for v in from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict().values())
