@@ -32,6 +32,16 @@ class UNet(nn.Module):
         return image - self.leave(torch.cat([fine, coarse], dim=1))
 
 
+class Steering:
+    """A hook with its layer and condition as attributes: a copy of the network takes them along, a closure's it would not."""
+
+    def __init__(self, owner, layer):
+        self.owner, self.layer = owner, layer
+
+    def __call__(self, _, inputs, features):
+        return self.layer(features, self.owner.shared)
+
+
 class Steered(nn.Module):
     """Any denoising network, with an SFTLayer behind each layer named in ``places`` (name: channels)."""
 
@@ -44,9 +54,7 @@ class Steered(nn.Module):
         self.shared = None
         for name, layer in zip(places, self.sft, strict=True):
             # each layer brings the condition to the size of its own features
-            network.get_submodule(name).register_forward_hook(
-                lambda _, inputs, features, layer=layer: layer(features, self.shared)
-            )
+            network.get_submodule(name).register_forward_hook(Steering(self, layer))
 
     def forward(self, noisy, sigma=None, condition=None):
         condition = check_condition(condition, self.condition_channels, len(noisy), where="Steered")

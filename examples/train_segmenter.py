@@ -228,10 +228,11 @@ def main(argv=None):
     checkpoint = args.out / "checkpoint.pt"
     step = 0
     parts = {"model": model, "ema": ema, "optimiser": optimiser, "schedule": schedule}
+    chosen = vars(args) | {"scales": list(args.scales), "pretrained": bool(args.backbone_weights)}
     plan = {
         k: v
-        for k, v in vars(args).items()
-        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed", "classes", "void", "form")
+        for k, v in chosen.items()
+        if k in ("model", "backbone", "width", "hold_out", "epochs", "crop", "batch", "lr", "seed", "classes", "void", "form", "scales", "ema", "float32", "pretrained")
         and not (k == "backbone" and args.model in ("hrnet", "unet"))
         and not (k in ("classes", "void") and tuple(args.classes) == CLASSES)
         and not (k == "form" and not v)

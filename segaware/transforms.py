@@ -45,7 +45,8 @@ class Denoise(v2.Transform):
 
     Images are tensors ``(..., C, H, W)``: uint8 and uint16 stay so, rounded; floats in [0, 1] plus noise
     are not clamped; gray ones go through a colour model as in :func:`segaware.denoise`. Pillow images
-    keep mode and alpha.
+    keep gray, RGB and alpha (palettes and CMYK become RGB), and lie as their pixels do: a camera's note
+    of how to turn them is handed on and not followed, for boxes and masks beside them do not turn.
 
     Raises:
         InputError: a wrong argument, when built; an image of another kind, when called.
@@ -91,13 +92,20 @@ class Denoise(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """The denoised image, of the type that came; anything but an image as it is."""
         if isinstance(inpt, PIL.Image.Image):
-            return self._engine("cpu")(inpt, self.sigma)
+            return self._picture(inpt)
         if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
             return inpt
         clean = self._tensor(inpt.as_subclass(Tensor))
         return tv_tensors.wrap(clean, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else clean
 
     _transform = transform  # its name before torchvision 0.21
+
+    def _picture(self, picture: PIL.Image.Image) -> PIL.Image.Image:
+        plain = picture.copy()  # without what would turn it
+        plain.info = {key: value for key, value in picture.info.items() if key in ("transparency", "icc_profile", "dpi")}
+        clean: PIL.Image.Image = self._engine("cpu")(plain, self.sigma)
+        clean.info = {key: value for key, value in picture.info.items() if key not in ("transparency", "icc_profile")} | clean.info
+        return clean
 
     def _tensor(self, image: Tensor) -> Tensor:
         if image.ndim < 3:

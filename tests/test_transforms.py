@@ -172,3 +172,15 @@ def test_wrong_images_are_refused(transform):
         transform(torch.rand(3, 8, 8) * 255)
     with pytest.raises(InputError, match="empty"):
         transform(torch.rand(0, 3, 8, 8))
+
+
+def test_pictures_lie_as_the_boxes_beside_them(network):
+    """A camera's note of how to turn a picture is handed on, not followed."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.info["exif"] = exif.tobytes()
+    clean = Denoise(network)(picture)
+    assert clean.size == (20, 12) and clean.getexif()[0x0112] == 6 and picture.getexif()[0x0112] == 6
+    expected = segaware.denoise(np.asarray(picture), network)
+    assert np.array_equal(np.asarray(clean), expected)

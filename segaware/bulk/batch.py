@@ -183,7 +183,7 @@ class DenoiseBatch:
             try:
                 noisy = image_io.read(file)
                 level = self._level(engine, noisy.pixels)
-                image_io.write(file, noisy.with_pixels(engine(noisy.pixels, level)))
+                image_io.write(file, noisy.with_pixels(engine(noisy.pixels, level).astype(noisy.pixels.dtype, copy=False)))
             except ImageError as error:
                 raise ImageError(str(error).removeprefix(f"{file}: ")) from error
             return file.read_bytes(), _number(level)

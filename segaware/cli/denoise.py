@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ _PATH = click.Path(path_type=Path)
 @click.command(cls=Command)
 @click.argument("source", metavar="INPUT", type=_PATH)
 @click.option(
-    "-o", "--output", "target", metavar="OUTPUT", type=_PATH, required=True, help="File, or folder for a folder."
+    "-o", "--output", "output", metavar="OUTPUT", required=True, help="File, or folder for a folder."
 )
 @click.option("-m", "--model", help="Name (see 'segaware models'), folder, or repository of the Hub (OWNER/NAME[@REVISION]).")
 @click.option(
@@ -113,7 +114,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def denoise(
     source: Path,
-    target: Path,
+    output: str,
     model: str | None,
     sigma: float | str | None,
     keep: float | str,
@@ -137,6 +138,9 @@ def denoise(
     listed at the end. Memory follows the rows at work, not the image.
     """
     _check_sigma(sigma)
+    target = Path(output)
+    if output.endswith(("/", os.sep)) and source.is_file():  # a folder is meant, be it there or not
+        target = target / source.name
     if source.is_dir():
         if compare or reference:
             raise click.UsageError("--compare and --reference are for a single image, but INPUT is a folder")

@@ -279,7 +279,8 @@ class Engine:
             if self.precision in ("bfloat16", "float16"):
                 stack.enter_context(torch.autocast(self.device.type, getattr(torch, self.precision)))
             elif self.precision == "float32" and self.device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+                same = {"benchmark": torch.backends.cudnn.benchmark, "deterministic": torch.backends.cudnn.deterministic}
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False, **same))
             yield
 
     def __enter__(self) -> Engine:

@@ -6,6 +6,7 @@ Everything that can be said of the names is said before a model is loaded.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,9 +122,15 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def images_below(source: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Files with an image's ending in a folder and all below it, sorted, hidden ones left out."""
+    """Files with an image's ending in a folder and all below it, sorted, hidden ones left out.
+
+    Links to folders are not followed (they may lead in circles, or to the output), and told to ``onerror``.
+    """
     for folder, below, names in os.walk(source, onerror=onerror):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in below:
+            if onerror is not None and os.path.islink(os.path.join(folder, name)):
+                onerror(OSError(errno.ELOOP, "a link to a folder, which is not followed; give that folder as input", os.path.join(folder, name)))
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_io.EXTENSIONS:
                 yield Path(folder, name)

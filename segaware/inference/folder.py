@@ -17,7 +17,7 @@ from segaware import __version__, image_io
 from segaware.errors import InputError
 from segaware.inference.batches import at_once, grouped
 from segaware.inference.bench import Bench, Facts, Order
-from segaware.inference.files import Job, Outcome, check_folders, images_below, path_below
+from segaware.inference.files import Job, Outcome, check_folders, images_below, path_below, same_file
 from segaware.inference.manifest import Manifest
 from segaware.inference.pool import Pool
 from segaware.inference.shards import Shard, place_of
@@ -149,6 +149,8 @@ def denoise_folder(
                         hear(Outcome(job, "skipped"))
                     elif lost := next((file for file in places if path_below(file, source) is not None), None):  # through a link
                         hear(Outcome(job, "failed", f"{lost}: leads into the input folder {source}, whose images would be lost; remove the link"))
+                    elif any(same_file(path, file) for file in places):  # one of the two is a link
+                        hear(Outcome(job, "failed", f"{job.target}: is the input {path} itself, which would be lost; choose another output folder"))
                     else:
                         yield job
                 for error in unread:

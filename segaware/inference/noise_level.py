@@ -165,7 +165,7 @@ def _patch(channels: Tensor, clipped: bool, step: int | None) -> float:
     means = torch.cat([part.mean(dim=1) for part in parts])
     patches = torch.cat(parts, dim=1)
     patches = patches - patches.mean(dim=0)
-    covariance = (patches.T @ patches / len(patches)).double().cpu()
+    covariance = (patches.T @ patches / len(patches)).cpu().double()
     values = torch.linalg.eigvalsh(covariance).clamp_min(0)  # rising
     counts = torch.arange(1, len(values) + 1, dtype=values.dtype)
     average = values.cumsum(0) / counts

@@ -69,12 +69,13 @@ class ImageFiles(Sequence[Tensor]):
         """Read what will be kept in memory; TrainingError with all the files among it that cannot be used."""
         bad = []
         for index in range(len(self)):
-            if self._bytes >= _CACHE_BYTES:
-                break
             try:
                 self[index]
             except SegawareError as error:
                 bad.append(str(error))
+                continue
+            if index not in self._kept:  # no room any more: the others are read when they are drawn
+                break
         if bad:
             shown = "\n".join(f"  {line}" for line in bad[:10]) + ("\n  ..." if len(bad) > 10 else "")
             raise TrainingError(f"{len(bad)} of {len(self)} training images cannot be used; take them out or repair them:\n{shown}")
@@ -134,6 +135,7 @@ class Patches(Dataset[Batch]):
 
     def __init__(self, images: Any, recipe: Recipe, process: int = 0, processes: int = 1) -> None:
         self.images, self.recipe, self.process, self.processes = images, recipe, process, processes
+        self.channels: int | None = None  # of the first image, and so of all
 
     def __len__(self) -> int:
         return self.recipe.steps
@@ -154,10 +156,18 @@ class Patches(Dataset[Batch]):
         def draw(below: int) -> int:
             return int(torch.randint(below, (1,), generator=generator))
 
-        item = self.images[draw(len(self.images))]
+        index = draw(len(self.images))
+        item = self.images[index]
         image, labels = item if isinstance(item, (tuple, list)) else (item, None)
         if not isinstance(image, Tensor) or image.ndim != 3:
             raise InputError(f"training image: expected a tensor (C, H, W), got {getattr(image, 'shape', type(image).__name__)}")
+        if self.channels is None:
+            first = self.images[0]
+            self.channels = (first[0] if isinstance(first, (tuple, list)) else first).shape[0]
+        if image.shape[0] != self.channels:
+            raise InputError(
+                f"training image {index}: {image.shape[0]} channels, the first has {self.channels}; give all the same (gray: image.expand(3, -1, -1))"
+            )
         labels = None if labels is None else torch.as_tensor(labels).long()
         maps = labels is not None and labels.ndim == 2
         if labels is not None and labels.ndim and labels.shape != image.shape[1:]:

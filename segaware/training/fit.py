@@ -146,6 +146,10 @@ class _Run:
         self.norms: dict[str, float] = {}
         self.norm = 0.0
         average = self._resume(resume)
+        if self.accelerator.num_processes > 1:
+            steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
+            if len(set(steps)) > 1:
+                raise TrainingError(f"{self.out}: the processes found different checkpoints (steps {steps}); give a folder that all of them see")
         self.average = Average(wrapper, recipe.ema)
         self.average.load(average)
         if self.main:
@@ -233,6 +237,8 @@ class _Run:
             raise not_finite("gradient", self.step + 1, bad, checkpoint.latest(self.out))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # it halves at each such step: 16 in a row are no accident
+            raise not_finite("gradient of many steps", self.step + 1, [], checkpoint.latest(self.out))
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.step)
         return output

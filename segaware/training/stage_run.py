@@ -9,6 +9,8 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,12 +84,17 @@ class StageRun:
 
     def train(self, frames: Frames, validation: Frames, progress: bool) -> nn.Module:
         """The trained network, on the CPU in eval mode; from its folder where it is finished."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise TrainingError(
+                f"{self.folder}: several processes (WORLD_SIZE={os.environ['WORLD_SIZE']}) would write the same files; stages are trained in one process"
+            )
         finished = self.folder / "model"
         if (finished / "config.json").exists():
             self._same(read_config(finished).get("setting"), "finished")
             return load_entry(finished)
         try:
-            self._loop(frames, progress)
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                self._loop(frames, progress)
         except OSError as error:
             raise TrainingError(f"{self.folder}: cannot be written ({error.strerror}); free space, then resume") from error
         self.network.eval()
@@ -129,24 +136,28 @@ class StageRun:
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step) * (2 if group.get("matrix") else 1)
                 noisy, clean = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (noisy, clean))
+                # dropout: a function of the step, so that a resumed run draws the same
+                torch.manual_seed(((recipe.seed * 1_000_003 + step) * 65_537 + number_of(self.entry)) % 2**63)
                 with self._arithmetic():
                     loss = self._loss(noisy, clean, labels.to(self.device, non_blocking=True), weights)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                if recipe.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+                norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm or math.inf)
+                logged = (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps
+                late = time.monotonic() - saved > recipe.checkpoint_seconds
+                if logged or late:  # here alone: looking at values makes a GPU wait
+                    for what, value in (("loss", loss.detach()), ("gradient", norm)):  # before weights take it in
+                        if not torch.isfinite(value):
+                            raise not_finite(f"{what} of stage {self.entry.name}", step + 1, [], checkpoint.latest(self.folder))
                 optimizer.step()
                 average.update(step)
                 step += 1
                 bar.update()
-                if step % recipe.log_every == 0 or step == recipe.steps:
-                    value = float(loss.detach())  # here alone: looking at it makes a GPU wait
-                    if not torch.isfinite(loss.detach()):
-                        raise not_finite(f"loss of stage {self.entry.name}", step, [], checkpoint.latest(self.folder))
-                    log.write({"step": step, "loss": value, "rate": recipe.rate(step - 1)})
-                    if time.monotonic() - saved > recipe.checkpoint_seconds and step < recipe.steps:
-                        save()
-                        saved = time.monotonic()
+                if logged:
+                    log.write({"step": step, "loss": float(loss.detach()), "rate": recipe.rate(step - 1)})
+                if late and step < recipe.steps:
+                    save()
+                    saved = time.monotonic()
         if average.values:
             network.load_state_dict(average.values)
 

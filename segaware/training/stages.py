@@ -43,7 +43,7 @@ class StageRecipe:
             its matrices at twice the rate).
         learning_rate, final_rate, power: the rate of step t is
             ``(learning_rate - final_rate) * (1 - t / steps) ** power + final_rate``.
-        weight_decay: L2 in the gradient, of all parameters.
+        weight_decay: L2 in the gradient, of all parameters; with ``"muon"`` of matrices alone, beside the gradient.
         scales: lowest and highest factor by which images are resized before the crop, drawn
             log-uniformly. Noise comes after it, so that its level is that of the network's input.
         symmetry: ``"none"``, ``"mirror"`` (left-right) or ``"all"`` (mirrors and quarter turns; square crops).
@@ -99,6 +99,15 @@ class StageRecipe:
             raise TrainingError(f"recipe: steps {self.steps}, batch_size {self.batch_size}, crop {self.crop}; need at least 1 each")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.final_rate <= self.learning_rate:
             raise TrainingError(f"recipe: learning_rate {self.learning_rate:g}, final_rate {self.final_rate:g}; need 0 <= final <= first")
+        whole = [name for name in ("steps", "batch_size", "log_every", "seed", "workers") if not isinstance(getattr(self, name), int)]
+        if whole:
+            raise TrainingError(f"recipe: {whole[0]} {getattr(self, whole[0])!r} must be a whole number, e.g. 1000 (not 1e3)")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise TrainingError(f"recipe: clip_norm {self.clip_norm:g} must be over 0; None = no limit")
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1 or not 0 < self.peak < math.inf:
+            raise TrainingError(
+                f"recipe: weight_decay {self.weight_decay:g}, momentum {self.momentum:g}, peak {self.peak:g}; need at least 0, in [0, 1), over 0"
+            )
         if not 0 < self.scales[0] <= self.scales[1]:
             raise TrainingError(f"recipe: scales {self.scales} must be (lowest, highest), over 0")
         if not 0 <= self.colours < 1:

@@ -291,3 +291,14 @@ def test_wrong_arguments_are_said_at_once(options, repair):
 def test_batches_of_another_kind_are_refused(given, repair):
     with pytest.raises(InputError, match=repair):
         DenoiseBatch(errors="row")(given)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_floats_of_a_file_keep_their_depth(dtype, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).random((20, 24, 4)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    made = DenoiseBatch(column="bytes")({"bytes": column((tmp_path / "a.tif").read_bytes())})["bytes"]
+    (tmp_path / "b.tif").write_bytes(made[0])
+    after = tifffile.imread(tmp_path / "b.tif")
+    assert after.dtype == dtype and np.array_equal(after[..., 3], pixels[..., 3]) and not np.array_equal(after, pixels)

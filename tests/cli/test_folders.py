@@ -379,3 +379,22 @@ def test_a_folder_that_cannot_be_read_is_a_failure(here, monkeypatch):
     assert [row["file"] for row in records(here / "run.jsonl") if row["status"] == "failed"] == ["deep"]
     result = run("in/deep", "-o", "elsewhere")
     assert result.exit_code == 2 and "cannot be read" in result.output and "no images" not in result.output
+
+
+def test_links_among_the_inputs(here):
+    """One to a folder is named, not passed over; an output that is the input itself, by a link, is not written."""
+    (here / "photos").mkdir()
+    originals = here / "in"
+    (here / "photos/00.png").symlink_to(originals / "00.png")
+    (here / "photos/day2").symlink_to(originals / "deep", target_is_directory=True)
+    before = outputs(originals)
+    done = run("photos", "-o", "in", "--overwrite")
+    assert done.exit_code == 1 and outputs(originals) == before
+    assert "is the input" in done.stderr and "which would be lost" in done.stderr
+    assert "day2" in done.stderr and "not followed" in done.stderr
+
+
+def test_a_folder_that_is_not_there_yet(here):
+    done = run("in/00.png", "-o", "new/")
+    assert done.exit_code == 0, done.stderr
+    assert [path.name for path in (here / "new").iterdir()] == ["00.png"]

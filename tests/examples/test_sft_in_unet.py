@@ -1,11 +1,13 @@
 """SFT put into a network that knows nothing of it."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
+import segaware
 from segaware.errors import InputError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "sft_in_unet.py"
@@ -38,3 +40,15 @@ def test_it_learns_to_listen(example):
     noisy = torch.rand(1, 3, 16, 16)
     condition = torch.randn(1, 3, 4, 4)
     assert not torch.equal(block.denoiser(noisy, condition=condition), block.denoiser(noisy, condition=-condition))
+
+
+def test_a_copy_is_steered_by_its_own_condition(example):
+    """The library denoises with copies: hooks that point at the original would find no condition there."""
+    block, _ = example.main(steps=2)
+    image = torch.rand(3, 16, 16)
+    assert torch.allclose(segaware.denoise(image, block), block.eval()(image[None])[0], atol=1e-5)
+    twin = copy.deepcopy(block)
+    with torch.no_grad():
+        for layer in twin.denoiser.sft:
+            layer.shift[2].weight.fill_(1.0)
+    assert not torch.allclose(twin(image[None]), block(image[None]))

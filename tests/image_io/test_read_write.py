@@ -1,4 +1,5 @@
 import errno
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import ImageCms
 from segaware import image_io
 from segaware.errors import ImageError
 from segaware.image_io import Head, Image, Target, atomic, from_pil, opened, read, target, to_pil, write
+from segaware.image_io.picture import _undated
 
 LOSSLESS = [".png", ".bmp", ".tif", ".tiff", ".webp", ".PNG"]
 
@@ -345,3 +347,11 @@ def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken(tmp_p
     file.write_bytes(content)
     with pytest.raises(ImageError, match="claims 10000 x 10000 pixels"):
         opened(file)
+
+
+def test_a_profile_made_here_has_no_date():
+    """Or the same image would be another file at each run."""
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    later = made[:24] + bytes(12) + made[36:]
+    assert _undated(made) == _undated(later) and len(_undated(made)) == len(made)
+    assert ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(_undated(made))))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from segaware.errors import InputError, TrainingError
-from segaware.training import Recipe
+from segaware.training import Recipe, data
 from segaware.training.data import ImageFiles, Patches, check_readable, image_files, open_images
 
 RECIPE = Recipe(steps=10, batch_size=4, patch_size=16)
@@ -164,3 +164,22 @@ def test_rates():
     assert [stairs.rate(s) for s in (9, 10, 39, 40)] == pytest.approx([1, 0.1, 0.1, 0.01])
     trapezoid = Recipe(steps=100, schedule="trapezoid", cooldown=20, warmup=10)
     assert [trapezoid.rate(s) for s in (0, 9, 50, 80, 90, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05])
+
+
+def test_no_more_is_read_ahead_than_is_kept(tmp_path, monkeypatch):
+    for index in range(5):
+        Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(tmp_path / f"{index}.png")
+    read = []
+    plain = data.image_io.read
+    monkeypatch.setattr(data.image_io, "read", lambda path, **options: read.append(path.name) or plain(path, **options))
+    monkeypatch.setattr(data, "_CACHE_BYTES", 2 * 192 + 1)
+    images = data.ImageFiles(data.image_files(tmp_path))
+    images.read_all()
+    assert read == ["0.png", "1.png", "2.png"] and images[4].float().mean() == 4
+
+
+def test_a_gray_image_among_colours_is_named():
+    images = [torch.rand(3, 20, 20), torch.rand(1, 20, 20)]
+    patches = Patches(images, Recipe(steps=20, batch_size=4, patch_size=8))
+    with pytest.raises(InputError, match="training image 1: 1 channels, the first has 3"):
+        [patches[step] for step in range(20)]

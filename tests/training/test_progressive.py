@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segaware import DDFN, HRNetSegmenter, from_pretrained
+from segaware import DDFN, DeepLabSegmenter, HRNetSegmenter, from_pretrained
 from segaware.cascade import SDABN
 from segaware.errors import TrainingError
 from segaware.training import checkpoint, stage_run
@@ -265,3 +265,46 @@ def test_class_weights_by_frequency(frames, tmp_path):
     labels = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [255] * 4], dtype=torch.uint8)
     weights = stage._class_weights([(torch.zeros(3, 5, 4, dtype=torch.uint8), labels)])
     torch.testing.assert_close(weights, torch.tensor([2 / (1 + 3**0.5), 2 * 3**0.5 / (1 + 3**0.5), 0.0]))
+
+
+def test_dropout_draws_by_the_step(frames, tmp_path, monkeypatch):
+    """A segmenter with dropout, stopped between steps, goes on to the same weights."""
+
+    def dropping():
+        return DeepLabSegmenter(3, "resnet18", None, width=8)
+
+    run(frames, tmp_path / "whole", segmenter=dropping, recipes=SAVING, until="S0", stages=1)
+    original, calls = StageRun._loss, []
+
+    def loss(self, *args):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageRun, "_loss", loss)
+        run(frames, tmp_path / "parts", segmenter=dropping, recipes=SAVING, until="S0", stages=1)
+    run(frames, tmp_path / "parts", segmenter=dropping, recipes=SAVING, until="S0", stages=1)
+    assert same(*(from_pretrained(tmp_path / name / "S0/model") for name in ("whole", "parts")))
+
+
+def test_a_gradient_that_is_not_finite_is_not_taken_up(frames, tmp_path, monkeypatch):
+    """The loss alone still looks well at that step."""
+    original = StageRun._loss
+
+    def loss(self, *args):
+        value = original(self, *args)
+        steep = next(self.network.parameters()).flatten()[0] * 0
+        return value + steep.sqrt()  # 0, with an infinite slope
+
+    monkeypatch.setattr(StageRun, "_loss", loss)
+    with pytest.raises(TrainingError, match="gradient of stage S0 is not finite"):
+        run(frames, tmp_path, until="S0")
+    assert checkpoint.latest(tmp_path / "S0") is None and not (tmp_path / "S0/model").exists()
+
+
+def test_several_processes_would_write_the_same_files(frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="WORLD_SIZE=2.*one process"):
+        run(frames, tmp_path)

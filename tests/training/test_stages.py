@@ -93,6 +93,10 @@ def test_noise_comes_after_scaling_and_is_not_clipped():
         ({"class_weights": "rare"}, "frequency"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"ema": 1.0}, "0.999"),
+        ({"steps": 1e3}, "whole number"),
+        ({"clip_norm": 0.0}, "clip_norm 0 must be over 0"),
+        ({"weight_decay": -1.0}, "weight_decay -1"),
+        ({"peak": 0.0}, "peak 0"),
         ({"step": 3}, "did you mean 'steps'"),
     ],
 )

@@ -317,6 +317,13 @@ def test_download(hub, cache, tmp_path):
     assert result.stdout.strip() == str(copied)
     assert {file.name for file in copied.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert not any(file.is_symlink() for file in copied.iterdir()) and isinstance(from_pretrained(copied), DnCNN)
+    assert CliRunner().invoke(main, arguments).stdout.strip() == str(copied), "the same again is no harm"
+    (copied / "model.safetensors").write_bytes(b"mine")
+    refused = CliRunner().invoke(main, arguments)
+    assert "holds another model.safetensors" in refused.stderr and (copied / "model.safetensors").read_bytes() == b"mine"
+    assert CliRunner().invoke(main, [*arguments, "--overwrite"]).stdout.strip() == str(copied) and isinstance(from_pretrained(copied), DnCNN)
+    twins = CliRunner().invoke(main, ["download", REPO, f"bob/{REPO.split('/')[1]}", *arguments[3:]])
+    assert twins.exit_code == 1 and f"is that of {REPO}" in twins.stderr
     again = CliRunner().invoke(main, ["download", REPO, "--cache-dir", str(cache), "--local-files-only"])
     assert again.exit_code == 0 and isinstance(from_pretrained(again.stdout.strip()), DnCNN)
 
