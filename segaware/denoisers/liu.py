@@ -64,7 +64,9 @@ class LiuDenoiser(nn.Module, Pretrained):
         encoder_width: channels of the encoder at every halved scale (a multiple of 4).
         decoder_width: channels of the decoders, which sit at every halved scale but the coarsest.
         global_skip: add the noisy image to the output (Table I has both).
-        momentum: of batch normalisation; the release's moving average is PyTorch's 0.001.
+        momentum: of batch normalisation; the release's moving average is PyTorch's 0.001, and corrected for
+            its start, which PyTorch's is not: after 1,000 steps over a third of every running variance is
+            still the initial 1. Trainings so short need ``Recipe(fixed_norm_steps=...)``.
         mean: what is subtracted, by channel; None = 0.45 of each. For weights trained so by others.
 
     Shape: ``(B, channels, H, W)`` in [0, 1] plus noise -> same, the clean estimate, not clamped;

@@ -144,7 +144,10 @@ _D: dict[str, Any] = {
 _S: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.03, "power": 0.9, "momentum": 0.9, "weight_decay": 5e-4}
 
 #: By data set: what the segmenters and what the denoisers are trained with. The first two are the
-#: release's (there on four GPUs, batch statistics on each of them); the third is ours, after them.
+#: release's but for this: batch statistics were of each of four GPUs; scales were drawn in steps of 0.1,
+#: evenly (2.1 and 1.1 among them), not log-uniformly; OutdoorSeg's images were squashed to 960 x 960
+#: before they were scaled; images below a denoiser's crop were stretched, not extended. The third is
+#: ours, after them.
 RECIPES: dict[str, dict[str, StageRecipe]] = {
     "cityscapes": {
         "segmenter": StageRecipe(35_816, 40, (512, 1024), scales=(0.5, 2.1), class_weights=CITYSCAPES_WEIGHTS, **_S),
