@@ -237,7 +237,7 @@ class _Run:
             raise not_finite("gradient", self.step + 1, bad, checkpoint.latest(self.out))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # it halves at each such step: 16 in a row are no accident
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1e-3:  # from 65,536 it halves at each such step
             raise not_finite("gradient of many steps", self.step + 1, [], checkpoint.latest(self.out))
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.step)

@@ -20,6 +20,7 @@ A stack says nothing of dilation: KAIR's IRCNN looks like a DnCNN of depth 7 and
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -64,7 +65,8 @@ def convert_file(
         The network in eval mode, and what was found.
 
     Raises:
-        InputError: an architecture without a converter, or a folder that holds a model already.
+        InputError: an architecture without a converter, a folder that holds a model already, or ``bn_eps`` for
+            a network without batch normalisation.
         WeightsError: a file that cannot be opened, or of another network: with what is missing and
             unexpected, and the likely cause.
     """
@@ -81,6 +83,8 @@ def convert_file(
     named = ", ".join(map(str, files))
     try:
         found = CONVERTERS[architecture](states[0] if len(states) == 1 else stages(states), bn_eps)
+        if bn_eps is not None and architecture not in _SHIFTING:
+            found = _shifted(found, bn_eps, architecture)
         model = _load(architecture, found)
     except WeightsError as error:
         raise WeightsError(f"{named}: {error}") from error
@@ -92,6 +96,21 @@ def convert_file(
     }
     write_entry(folder, model, {"converted_from": origin})
     return model, found
+
+
+#: Whose converters take the epsilon in themselves.
+_SHIFTING = ("DnCNN", "LiuDenoiser")
+
+
+def _shifted(found: Conversion, bn_eps: float, architecture: str) -> Conversion:
+    """Variances that give with our epsilon what those of the file gave with theirs."""
+    variances = [key for key in found.state if key.endswith("running_var")]
+    if not variances:
+        raise InputError(f"{architecture} has no batch normalisation here; leave bn_eps out")
+    moved = {key: found.state[key].double() + (bn_eps - _EPS) for key in variances}
+    if any(bool((value <= -_EPS).any()) for value in moved.values()):
+        raise WeightsError("a running_var is negative; the file is damaged, or bn_eps is wrong")
+    return dataclasses.replace(found, state={**found.state, **moved})
 
 
 def _read(file: Path) -> State:

@@ -101,6 +101,8 @@ def test_deepinvs_dncnn(tmp_path, bias):
 def test_ffdnet(tmp_path, channels):
     network = stack(4 * channels + 1, norm=False, bias=True, out=4 * channels)
     model, found = converted(tmp_path, saved(tmp_path / "a.pth", network, "model."), "FFDNet")
+    with pytest.raises(InputError, match="FFDNet has no batch normalisation"):
+        convert_file(tmp_path / "a.pth", "FFDNet", tmp_path / "eps", bn_eps=0.5)
     image = torch.rand(2, channels, 8, 6)
     level = torch.full((2, 1, 4, 3), 0.1)
     folded = torch.cat([nn.functional.pixel_unshuffle(image, 2), level], dim=1)
@@ -112,7 +114,7 @@ def test_official_hrnet(tmp_path):
     pytest.importorskip("timm")
     from segaware import HRNetSegmenter
 
-    network = HRNetSegmenter(num_classes=5).eval()
+    network = HRNetSegmenter(num_classes=5, init="kaiming").eval()
     names = {"trunk.": "", "head.": "last_layer."}
     state = {}
     for key, value in network.state_dict().items():
@@ -120,6 +122,15 @@ def test_official_hrnet(tmp_path):
         state[f"model.{names[own]}{key.removeprefix(own)}"] = value
     torch.save(state, tmp_path / "a.pth")
     model, found = converted(tmp_path, tmp_path / "a.pth", "HRNetSegmenter")
+    other, _ = convert_file(tmp_path / "a.pth", "HRNetSegmenter", tmp_path / "eps", bn_eps=0.5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.5
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(other(image), network(image), atol=1e-4) and not torch.allclose(other(image), model(image), atol=1e-2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-5
     image = torch.rand(1, 3, 32, 32)
     assert torch.allclose(model(image), network(image), atol=1e-5) and found.arguments == {"num_classes": 5}
 
