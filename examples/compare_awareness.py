@@ -36,7 +36,7 @@ from arena.verdict import alike, best_keep, carried, choose, collect, mean_of, o
 from segaware.errors import EvaluationError, SegawareError, TrainingError
 from segaware.evaluation.contestants import Contestant, open_contestant
 from segaware.evaluation.report import read_report
-from segaware.training.fit import precision_here
+from segaware.training.precision import precision_here
 
 FACTORS = (3.0, 10.0, 30.0)  # upwards from the share: with a tenth of fidelity's gradient nobody was seen to pay anything
 

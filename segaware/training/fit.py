@@ -25,6 +25,7 @@ from segaware.training.average import Average
 from segaware.training.data import Batch, Patches, as_float, check_readable, degrade, open_images
 from segaware.training.log import Log, gradient_norms, not_finite
 from segaware.training.muon import Muon, inner_matrices
+from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
 from segaware.wrapper import SegAwareWrapper, WrapperOutput
 
@@ -123,7 +124,7 @@ class _Run:
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.precision = precision_here(recipe.precision, self.device)
-        self.lower = _TYPES[self.precision]
+        self.lower = LOWER[self.precision]
         if recipe.noise == "poisson" and wrapper.takes_sigma:
             raise TrainingError('the denoiser takes sigma, but noise="poisson" has none; use "poisson-gaussian", or a blind denoiser')
         channels = wrapper.likely_channels
@@ -213,8 +214,7 @@ class _Run:
                     self.save()
                     saved = time.monotonic()
         self.save()
-        seconds = time.monotonic() - start
-        return FitResult(self.step, self.finish(), self.last_psnr, seconds, self.precision, self.device.type)
+        return FitResult(self.step, self.finish(), self.last_psnr, time.monotonic() - start, self.precision, self.device.type)
 
     def train_step(self, batch: Batch) -> WrapperOutput:
         """One step of the optimiser; what ``go`` repeats."""
@@ -355,30 +355,6 @@ def _accelerator() -> Any:
     alone = "LOCAL_RANK" not in os.environ or torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
     # precision is fit's own business, since it changes for the last steps
     return Accelerator(mixed_precision="no", cpu=not alone)
-
-
-_TYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision_here(precision: str, device: torch.device) -> str:
-    """What a recipe's ``precision`` comes to on ``device``: ``"auto"`` is ``"bf16"`` or ``"float32"``.
-
-    Raises:
-        TrainingError: "fp16" without CUDA.
-    """
-    if precision == "fp16" and device.type != "cuda":
-        raise TrainingError(f'precision "fp16" needs CUDA, but this trains on {device.type}; use "bf16" or "auto"')
-    if precision != "auto":
-        return precision
-    return "bf16" if _computes_bf16(device) else "float32"
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 here, and not merely possible."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and probe is not None and bool(probe())
 
 
 def _optimizer(wrapper: SegAwareWrapper, recipe: Recipe) -> torch.optim.Optimizer:

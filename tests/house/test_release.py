@@ -100,7 +100,7 @@ def lowest():
 
 def test_lowest_versions_are_those_of_setup_cfg():
     floors = lowest().floors(["test"])
-    assert floors["torch"] == "2.4" and floors["accelerate"] == "0.34" and floors["pytest"] == "8"
+    assert floors["torch"] == "2.6" and floors["accelerate"] == "0.34" and floors["pytest"] == "8"
     assert floors["click"] == "8.2.1" and lowest().floors([])["click"] == "8.1"  # the tests need a later one
     assert "ruff" not in floors and "ruff" in lowest().floors(["dev"])
 
