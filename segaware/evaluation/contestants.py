@@ -120,7 +120,7 @@ class Ready:
             ``{sigma}``, ``{peak}`` and ``{draw}`` in it are filled in: ``theirs/s{sigma}``.
     """
 
-    kind = "ready images, 8-bit files, made from noise of their own"
+    kind = "ready images, 8-bit files; which noise they had is not known here"
 
     def __init__(self, name: str, folder: str | os.PathLike[str]) -> None:
         self.name, self.folder = name, os.fspath(folder)

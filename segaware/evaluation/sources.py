@@ -229,8 +229,10 @@ def _items(root: Path, images: Sequence[Path], below: Path, labels: Callable[[st
     named: dict[str, Path] = {}
     for path in images:
         name = path.relative_to(below).with_suffix("").as_posix()
-        if not name.isprintable():
-            raise EvaluationError(f"{ascii(str(path))}: a name that is no readable text cannot stand in a report; rename the file")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise EvaluationError(f"{ascii(str(path))}: a name that is no text cannot stand in a report; rename the file") from error
         if name in named:
             raise EvaluationError(f"{named[name]} and {path} have one name; names must differ in more than the ending")
         named[name] = path

@@ -35,7 +35,8 @@ class Entry:
         n: images that count.
         failed: images without a value.
         mark: "best" if ahead of every other method by an interval that leaves out zero, at a level
-            corrected for their number; "tied" for all that cannot be told from the leader; else "".
+            corrected for their number; "tied" for all that cannot be told from the leader; "first" for a leader
+            that one with fewer images is ahead of on those that it has; else "".
         per_class: IoU of each class, for mIoU and consistency.
     """
 
@@ -180,7 +181,7 @@ def _mark(summary: Summary, look: _Look) -> None:
         return
     lead, leader = max(here, key=lambda pair: rank(measure, pair[1]))
     level = 1 - (1 - results.protocol.level) / (len(here) - 1)
-    tied = []
+    tied, beaten = [], False
     for c, entry in here:
         if c == lead:
             continue
@@ -188,10 +189,9 @@ def _mark(summary: Summary, look: _Look) -> None:
         if math.isnan(gap.low):
             return  # too few images for any interval
         behind, ahead = (gap.low > 0, gap.high < 0) if measure.better > 0 else (gap.high < 0, gap.low > 0)
-        if ahead:
-            return  # on the fewer images that it has it is better: nobody is best
-        if not behind:
+        beaten = beaten or ahead  # by one with fewer images, on those that it has
+        if not (behind or ahead):
             tied.append(entry)
-    marks = [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]
+    marks = [(leader, "first")] if beaten else [(leader, "best")] if not tied else [(entry, "tied") for entry in (leader, *tied)]
     for entry, mark in marks:
         summary.entries[measure.key, noise, entry.contestant] = dataclasses.replace(entry, mark=mark)

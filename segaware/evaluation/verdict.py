@@ -228,6 +228,8 @@ def _which(found: list[Finding], names: list[str]) -> str:
     rivals = [name for name in common if name != best]
     if rivals:
         return f"{take} {best}, or {' or '.join(rivals)}: {whom} nothing is measurably better, and these cannot be told apart."
+    if any(one.leader.mark == "first" for one in helped):
+        return f"{take} {best}: {whom} it leads those that were measured on every image; one that lacks some is better on those that it has."
     return f"{take} {best}: {whom} nothing is measurably better."
 
 

@@ -14,7 +14,7 @@ from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import open_source
 from segaware.evaluation.summary import summarise
-from segaware.evaluation.verdict import findings
+from segaware.evaluation.verdict import findings, headline
 from segaware.metrics import psnr
 
 RGB = ("red", "green", "blue")
@@ -252,6 +252,25 @@ def test_who_lacks_the_hard_images_does_not_lead(folder):
     summary = summarise(evaluate(source, [Counted("easy", fails=hard), whole], Protocol(metrics=("psnr",))))
     (found,) = findings(summary)
     assert found.leader.contestant == "whole" and "easy" not in (found.leader.contestant if found.alone else "")
+
+
+def test_one_with_fewer_images_may_be_better_there(folder):
+    """It does not lead, and it is not said that nothing is better than the one that does."""
+
+    def smoothed(noisy, share):
+        padded = torch.nn.functional.pad(noisy[None], (1, 1, 1, 1), mode="replicate")
+        return noisy + share * (torch.nn.functional.avg_pool2d(padded, 3, 1)[0] - noisy)
+
+    class Partial(Function):
+        def denoise(self, noisy, cell):
+            if cell.item.index > 3:
+                raise RuntimeError("no memory")
+            return super().denoise(noisy, cell)
+
+    people = [Partial("partial", lambda noisy, sigma: smoothed(noisy, 1.0)), Function("whole", lambda noisy, sigma: smoothed(noisy, 0.5))]
+    summary = summarise(evaluate(open_source(folder), people, Protocol(metrics=("psnr",))))
+    assert {entry.contestant: entry.mark for entry in summary.entries.values()} == {"noisy": "", "partial": "", "whole": "first"}
+    assert headline(summary)[1] == "Take whole: for PSNR it leads those that were measured on every image; one that lacks some is better on those that it has."
 
 
 def test_ready_images_are_not_asked_about_clean_input(folder):

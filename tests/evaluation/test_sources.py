@@ -158,6 +158,14 @@ def test_reports_are_no_images(folder):
     assert [item.name for item in open_source(folder)] == before
 
 
+def test_names_of_other_tongues_and_systems(folder):
+    """A narrow no-break space, as in the names of screenshots on a Mac; a wide one; letters of all kinds."""
+    first = next(folder.glob("im1.*"))
+    for name in ("Screenshot 2026-11-22 at 3.04\u202fPM", "\u3000写真", "Übung\xa01"):
+        shutil.copy(first, folder / f"{name}.png")
+        assert name in {item.name for item in open_source(folder)}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
 def test_names_that_are_no_text(folder):
     first = next(folder.glob("im1.*"))
