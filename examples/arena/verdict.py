@@ -175,8 +175,8 @@ class Panel:
         if base == name:
             return name
         own, other = self.seeds(name, measure, noise), self.seeds(base, measure, noise)
-        alike = own.keys() == other.keys() and all(np.array_equal(own[seed], other[seed], equal_nan=True) for seed in own)
-        return base if alike else name
+        copied = own.keys() == other.keys() and all(np.array_equal(own[seed], other[seed], equal_nan=True) for seed in own)
+        return base if copied else name
 
     def clean(self, judge: str) -> np.ndarray | None:
         """Confusion of the judge on the clean images themselves."""

@@ -6,6 +6,7 @@ Names come from the folder as they are needed, so memory does not follow their n
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -97,7 +98,7 @@ def denoise_folder(
     found = images_below(source, unread.append)
     some = list(itertools.islice(found, _COUNTED))
     if not some and unread:
-        raise InputError(f"{unread[0].filename}: cannot be read ({unread[0].strerror}); check the rights of the folder")
+        raise InputError(_unread(unread[0]))
     if not some:
         raise InputError(f"{source}: no images in this folder or below; looked for {' '.join(image_io.EXTENSIONS)}")
     if segmentation is not None:  # before anything is written, as far as is known by then
@@ -156,7 +157,7 @@ def denoise_folder(
                 for error in unread:
                     folder = Path(str(error.filename))
                     if shard.holds(place_of(_name(folder, source))):
-                        hear(Outcome(Job(folder, target / _name(folder, source)), "failed", f"{folder}: cannot be read ({error.strerror}); check its rights"))
+                        hear(Outcome(Job(folder, target / _name(folder, source)), "failed", _unread(error)))
 
             try:
                 units = _units(jobs(), order, facts)
@@ -198,6 +199,13 @@ def _meet(source: Path, inner: Path, outer: Path) -> bool:
     """Whether the input has a folder that, mirrored in ``outer``, falls on ``inner``."""
     below = path_below(inner, outer)
     return below is not None and (below == Path() or (source / below).exists())
+
+
+def _unread(error: OSError) -> str:
+    """Of a folder below the input."""
+    if error.errno == errno.ELOOP:
+        return f"{error.filename}: {error.strerror}"  # which names the repair
+    return f"{error.filename}: cannot be read ({error.strerror}); check its rights"
 
 
 def _twins(chart: Path, one: Path, other: Path) -> str:

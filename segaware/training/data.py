@@ -163,7 +163,8 @@ class Patches(Dataset[Batch]):
             raise InputError(f"training image: expected a tensor (C, H, W), got {getattr(image, 'shape', type(image).__name__)}")
         if self.channels is None:
             first = self.images[0]
-            self.channels = (first[0] if isinstance(first, (tuple, list)) else first).shape[0]
+            first = first[0] if isinstance(first, (tuple, list)) and first else first
+            self.channels = first.shape[0] if isinstance(first, Tensor) and first.ndim else image.shape[0]  # what is no image is told when drawn
         if image.shape[0] != self.channels:
             raise InputError(
                 f"training image {index}: {image.shape[0]} channels, the first has {self.channels}; give all the same (gray: image.expand(3, -1, -1))"
