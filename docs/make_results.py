@@ -36,7 +36,7 @@ SIGMAS = (15, 25, 35, 50)
 PLAIN = "authors-DnCNN"
 AUTHORS = (PLAIN, "authors-SSAID", "authors-USAID")
 SHARES = ("0.03", "0.06")
-OURS = ("dncnn-blind", "liu-blind")
+OURS = ("dncnn-blind", "liu-blind", "segaware-blind")
 #: Frame with cars, people and poles, for the strip.
 FRAME = "0016E5_08041"
 #: docs/images is looked at in a browser: no wider than this.

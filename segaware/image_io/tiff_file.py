@@ -26,7 +26,7 @@ from segaware.image_io.source import ArraySource, Source
 
 __all__ = ["TiffWriter", "open_tiff"]
 
-_WIDTH, _HEIGHT, _BITS, _SAMPLES, _FORMAT = 256, 257, 258, 277, 339
+_WIDTH, _HEIGHT, _BITS, _SAMPLES, _EXTRA, _FORMAT = 256, 257, 258, 277, 338, 339
 _DEFLATE = (8, 32946)
 _PACKINGS = (1, 5, *_DEFLATE, 32773)  # none, LZW, deflate, PackBits: none of them can unpack without bounds
 _DEPTHS = ("uint16", "float16", "float32", "float64")
@@ -36,11 +36,16 @@ def open_tiff(path: Path) -> Source | None:
     """A TIFF with more than 8 bits a channel; None for others, which are left to Pillow.
 
     Raises:
-        ImageError: damaged, several pages, a colour kind that would not survive, or no tifffile.
+        ImageError: damaged, several pages, a colour kind or channels that would not survive, or no tifffile.
     """
     tags, exif = _directory(path)
     bits = max((int(value) for value in _several(tags.get(_BITS, 1))), default=1)
     if bits <= 8:
+        if 0 in _several(tags.get(_EXTRA, ())):  # near infrared, for one; Pillow would drop it without a word
+            raise ImageError(
+                f"{path}: a channel beside the colours that is not marked as alpha would be lost; save the colours alone,"
+                " or mark it as alpha (which is kept as it is, not denoised)"
+            )
         return None
     check_sides(path, "TIFF", int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0)))
     try:
@@ -75,7 +80,7 @@ def _directory(path: Path) -> tuple[dict[int, Any], PILImage.Exif]:
         directory = TiffImagePlugin.ImageFileDirectory_v2(start)
         file.seek(directory.next)
         directory.load(file)
-        tags = {tag: directory[tag] for tag in (_WIDTH, _HEIGHT, _BITS, _SAMPLES, _FORMAT) if tag in directory}
+        tags = {tag: directory[tag] for tag in (_WIDTH, _HEIGHT, _BITS, _SAMPLES, _EXTRA, _FORMAT) if tag in directory}
         exif = PILImage.Exif()
         try:
             file.seek(0)
@@ -97,7 +102,8 @@ def _tiff_source(path: Path, file: Any, tags: dict[int, Any], exif: PILImage.Exi
     extra = tuple(int(value) for value in page.extrasamples)
     channels = int(page.samplesperpixel) - len(extra)
     dtype = page.dtype
-    if dtype is None or dtype.newbyteorder("=").name not in _DEPTHS:
+    packed = dtype is not None and dtype.kind == "u" and page.bitspersample != 8 * dtype.itemsize  # 12 of 16: another white
+    if dtype is None or packed or dtype.newbyteorder("=").name not in _DEPTHS:
         raise ImageError(
             f"{path}: {page.bitspersample}-bit {dtype or 'odd'} pixels are not supported; convert to 16-bit integers or floats"
         )
@@ -127,6 +133,9 @@ def _tiff_source(path: Path, file: Any, tags: dict[int, Any], exif: PILImage.Exi
         if head.dtype.kind == "f":
             raise ImageError(f"{path}: floats with white as zero; invert it first")
         head = dataclasses.replace(head, notices=("white-is-zero converted to black-is-zero",))
+    if extra == (0,):
+        told = "the channel beside the colours, of no stated kind, is kept as alpha and not denoised"
+        head = dataclasses.replace(head, notices=(*head.notices, told))
     if page.planarconfig == 2 and head.channels + head.alpha > 1:
         array = page.asarray(maxworkers=1)  # channels apart: (C, H, W)
         file.close()

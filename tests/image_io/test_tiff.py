@@ -144,6 +144,33 @@ def test_other_kinds(tmp_path, array, options, words):
         read(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_a_channel_of_no_stated_kind_is_not_lost(tmp_path, count):
+    """Near infrared beside red, green and blue: Pillow would drop it of 8 bits, and nothing told that it stays as it is of 16."""
+    kind, colours = ("minisblack", 1) if count == 2 else ("rgb", 3)
+    array = np.random.default_rng(count).integers(0, 255, (8, 9, count), np.uint8)
+    options = {"photometric": kind, "extrasamples": [0] * (count - colours), "metadata": None, "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    with pytest.raises(ImageError, match=r"a\.tif: a channel beside the colours .* would be lost; save the colours alone"):
+        read(tmp_path / "a.tif")
+    if count - colours == 1:
+        tifffile.imwrite(tmp_path / "b.tif", array.astype(np.uint16), **options)
+        image = read(tmp_path / "b.tif")
+        assert np.array_equal(joined(image), array) and "kept as alpha and not denoised" in image.notices[0]
+        options["extrasamples"] = ["unassalpha"]
+        tifffile.imwrite(tmp_path / "c.tif", array, **options)
+        assert np.array_equal(joined(read(tmp_path / "c.tif")), array)
+
+
+def test_twelve_bits_are_no_sixteen(tmp_path):
+    """With imagecodecs they would unpack to values up to 4095, taken for nearly black."""
+    file = save(tmp_path / "a.tif", Image(np.zeros((8, 8, 1), np.uint16)))
+    with tifffile.TiffFile(file, mode="r+") as opened_file:
+        opened_file.pages[0].tags[258].overwrite(12)
+    with pytest.raises(ImageError, match=r"a\.tif: 12-bit uint16 pixels are not supported; convert to 16-bit"):
+        read(file)
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib", "rowsperstrip": 8}, {"tile": (16, 16)}], ids=str)
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.9])
 def test_truncated(tmp_path, options, part):
