@@ -3,9 +3,10 @@
     python examples/studies/class_count.py --train BSDS500/train --test CBSD68 --start dncnn-blind \\
         --backbone-weights squeezenet1_0.safetensors --out runs/class-count
 
-The paper prints one number for each K and finds its peak at 21. Here each K is trained with several seeds, of the random
-head as well as of the data, from one start: a peak that is less than the spread of its seeds is no peak. Killed at any
-moment, the same command goes on. Writes class-count.json and class-count.png to --out.
+The paper prints one number for each K and finds its peak at 21. Here each K is trained with several seeds from one start:
+a peak that is less than the spread of its seeds is no peak. A seed draws the random head as well as patches and noise;
+--heads draws the head apart, each with each of --seeds, which tells whose luck it is. Killed at any moment, the same
+command goes on. Writes class-count.json and class-count.png to --out.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from settings import same_study
 
 from segaware import FPNSegmenter, SegAwareWrapper, from_pretrained
 from segaware.errors import SegawareError
@@ -27,14 +29,13 @@ from segaware.losses.entropy import EntropySegAwareLoss
 from segaware.training import Recipe, fit
 
 
-def train(args, classes: int, seed: int) -> Path:
+def train(args, classes: int, head: int, seed: int, folder: Path) -> Path:
     """One U-SAID (K classes; 0 = fidelity alone) from the start; the folder of its model."""
-    folder = args.out / f"k{classes}-s{seed}"
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
     terms = ()
     if classes:
-        torch.manual_seed(seed)  # the random head is part of the loss
+        torch.manual_seed(head)  # it is part of the loss
         segmenter = FPNSegmenter(classes, args.backbone, args.backbone_weights, args.width, head="released")
         terms = (args.gamma, EntropySegAwareLoss(segmenter))
     recipe = Recipe(
@@ -53,6 +54,7 @@ def main(argv=None):
     p.add_argument("--start", default="dncnn-blind")
     p.add_argument("--classes", nargs="+", type=int, default=[10, 21, 40])
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--heads", nargs="+", type=int, help="seeds of the random head, each with each of --seeds; default: that of the data")
     p.add_argument("--gamma", type=float, default=1.0, help="1 is the paper's")
     p.add_argument("--backbone", default="squeezenet1_0")
     p.add_argument("--backbone-weights", help="ImageNet weights; default: random")
@@ -67,20 +69,21 @@ def main(argv=None):
     p.add_argument("--precision", default="auto")
     p.add_argument("--progress", action="store_true")
     args = p.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    options = same_study(args, ("classes", "seeds", "heads", "test", "limit", "sigma", "metric"))
     source = open_source(args.test, "folder").select(limit=args.limit)
     protocol = Protocol(noises=(Noise(sigma=args.sigma),), metrics=tuple(args.metric), seed_by="index")
     rows = []
     for classes in (0, *args.classes):
-        for seed in args.seeds:
-            folder = train(args, classes, seed)
-            results = evaluate(source, [Model("it", folder)], protocol, out=args.out / f"k{classes}-s{seed}" / "test")
+        for seed, head in ((s, h) for s in args.seeds for h in (args.heads if classes and args.heads else [s])):
+            place = args.out / (f"k{classes}-s{seed}" if head == seed else f"k{classes}-h{head}-s{seed}")
+            folder = train(args, classes, head, seed, place)
+            results = evaluate(source, [Model("it", folder)], protocol, out=place / "test")
             values = {m.key: float(np.nanmean(results.data(m, results.names.index("it"), 0))) for m in results.measures}
-            logged = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
+            logged = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
             shares = [r["terms"]["entropy"]["gradient"] / r["terms"]["fidelity"]["gradient"] for r in logged if "entropy" in r.get("terms", {})]
-            rows.append({"classes": classes, "seed": seed, **values, "gradient_share": float(np.mean(shares)) if shares else 0.0})
+            rows.append({"classes": classes, "head": head if classes else None, "seed": seed, **values, "gradient_share": float(np.mean(shares)) if shares else 0.0})
             print(rows[-1], flush=True)
-    (args.out / "class-count.json").write_text(json.dumps({"sigma": args.sigma, "steps": args.steps, "gamma": args.gamma, "rows": rows}, indent=1) + "\n")
+    (args.out / "class-count.json").write_text(json.dumps({**options, "sigma": args.sigma, "images": len(source), "rows": rows}, indent=1) + "\n")
     (args.out / "class-count.png").write_bytes(png(draw(rows, args.metric)))
     return rows
 

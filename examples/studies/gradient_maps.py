@@ -1,10 +1,11 @@
 """Where does each term pull? Maps of its gradient at the denoised image, after Figure 3 of Liu et al. (TIP 2020).
 
-    python examples/studies/gradient_maps.py --image CamVid/val/0016E5_08041.webp --labels CamVid/valannot/0016E5_08041.png \\
+    python examples/studies/gradient_maps.py --image CamVid/val/0016E5_08041.png --labels CamVid/valannot/0016E5_08041.png \\
         --model dncnn-blind --segmenter fpn-camvid --sigma 50 --out runs/gradient-maps
 
-Without --labels the supervised term is left out. Writes gradient-maps.json (norms, and how alike the gradients are)
-and gradient-maps.png to --out. Maps are the length of the gradient over the colours, each on its own scale.
+Without --labels the supervised term is left out. Writes gradient-maps.json (norms, how alike the gradients are in each
+image, and over all of several) and gradient-maps.png to --out. Maps are the length of the gradient over the colours,
+each on its own scale.
 """
 
 import argparse
@@ -46,8 +47,8 @@ def middle(image: torch.Tensor, crop: int) -> torch.Tensor:
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--image", type=Path, required=True, help="a clean image")
-    p.add_argument("--labels", type=Path, help="its label map, indices, 11 and 255 not counted")
+    p.add_argument("--image", type=Path, nargs="+", required=True, help="clean images; the figure shows the first")
+    p.add_argument("--labels", type=Path, nargs="+", default=[], help="their label maps, indices, --void and 255 not counted")
     p.add_argument("--model", default="dncnn-blind")
     p.add_argument("--segmenter", default="fpn-camvid")
     p.add_argument("--layer", default="backbone.features.5", help="of the segmenter, for the feature term")
@@ -56,9 +57,37 @@ def main(argv=None):
     p.add_argument("--void", type=int, default=11)
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args(argv)
-    clean = read(args.image, args.crop)
-    noisy = add_gaussian(clean, args.sigma / 255, generator=torch.Generator().manual_seed(0))
+    if args.labels and len(args.labels) != len(args.image):
+        raise InputError(f"--labels: {len(args.labels)} maps for {len(args.image)} images; give one for each, in the same order")
     denoiser, segmenter = from_pretrained(args.model), from_pretrained(args.segmenter)
+    images, shown = {}, None
+    for file, labels in zip(args.image, args.labels or [None] * len(args.image), strict=True):
+        if file.stem in images:
+            raise InputError(f"--image {file}: a second image of this name; rename one of them")
+        found = look(args, denoiser, segmenter, file, labels)
+        shown = shown or found
+        images[file.stem] = alike(found[-1])
+    first = next(iter(images.values()))
+    together = {}
+    for name, terms in first.items():
+        for other in terms["cosine_to"]:
+            values = [record[name]["cosine_to"][other] for record in images.values()]
+            together.setdefault(name, {})[other] = {"mean": float(np.mean(values)), "least": min(values), "greatest": max(values)}
+    for name, found in together.items():
+        told = ", ".join(f"{other} {c['mean']:+.3f} [{c['least']:+.2f}, {c['greatest']:+.2f}]" for other, c in found.items())
+        print(f"{name}: norm {np.mean([record[name]['norm'] for record in images.values()]):.3g}; cosine to {told}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"model": Path(args.model).name, "segmenter": Path(args.segmenter).name, "layer": args.layer, "sigma": args.sigma, "crop": args.crop,
+              "cosines": together, "images": images}  # fmt: skip
+    (args.out / "gradient-maps.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "gradient-maps.png").write_bytes(png(draw(*shown)))
+    return result
+
+
+def look(args, denoiser, segmenter, file: Path, labels_file: Path | None):
+    """Of one image: clean, noisy, denoised, and the gradient of each term."""
+    clean = read(file, args.crop)
+    noisy = add_gaussian(clean, args.sigma / 255, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         denoised = denoiser(noisy, args.sigma / 255) if denoiser.info.takes_sigma else denoiser(noisy)
 
@@ -70,10 +99,10 @@ def main(argv=None):
         "Jacobian": partial(JacobianLoss(segmenter), clean=clean),
         "Fisher": partial(FisherLoss(segmenter), clean=clean),
     }
-    if args.labels:
-        labels = torch.from_numpy(np.array(Image.open(args.labels))).long()
+    if labels_file:
+        labels = torch.from_numpy(np.array(Image.open(labels_file))).long()
         if labels.ndim != 2:
-            raise InputError(f"{args.labels}: a label map has one channel of class indices, this has shape {tuple(labels.shape)}")
+            raise InputError(f"{labels_file}: a label map has one channel of class indices, this has shape {tuple(labels.shape)}")
         labels = middle(torch.where(labels == args.void, 255, labels)[None], args.crop)
         terms["true labels"] = partial(TaskLoss(segmenter), labels=labels)
 
@@ -81,22 +110,20 @@ def main(argv=None):
     for name, term in terms.items():
         image = denoised.clone().requires_grad_()
         (gradients[name],) = torch.autograd.grad(term(image), image)
-    maps = {name: gradient[0].norm(dim=0) for name, gradient in gradients.items()}
+    return clean, noisy, denoised, gradients
+
+
+def alike(gradients):
+    """Norm of each gradient, and its cosine to the others."""
     unit = {name: gradient.flatten() / gradient.norm().clamp_min(1e-30) for name, gradient in gradients.items()}
-    record = {
+    return {
         name: {"norm": float(gradient.norm()), "cosine_to": {other: float(unit[name] @ unit[other]) for other in unit if other != name}}
         for name, gradient in gradients.items()
     }  # fmt: skip
-    for name, found in record.items():
-        alike = ", ".join(f"{other} {cosine:+.3f}" for other, cosine in found["cosine_to"].items())
-        print(f"{name}: norm {found['norm']:.3g}; cosine to {alike}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gradient-maps.json").write_text(json.dumps({"sigma": args.sigma, "terms": record}, indent=1) + "\n")
-    (args.out / "gradient-maps.png").write_bytes(png(draw(clean, noisy, denoised, maps)))
-    return record
 
 
-def draw(clean, noisy, denoised, maps):
+def draw(clean, noisy, denoised, gradients):
+    maps = {name: gradient[0].norm(dim=0) for name, gradient in gradients.items()}
     pictures = {"clean": clean, "noisy": noisy, "denoised": denoised}
     columns = 4
     rows = -(-(len(pictures) + len(maps)) // columns)

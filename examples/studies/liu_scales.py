@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from settings import same_study
 
 from segaware import LiuDenoiser, SegAwareWrapper
 from segaware.errors import SegawareError
@@ -49,6 +50,7 @@ def main(argv=None):
     p.add_argument("--limit", type=int, help="only so many test images")
     p.add_argument("--progress", action="store_true")
     args = p.parse_args(argv)
+    options = same_study(args, ("scales", "columns", "seeds", "test", "limit"))
     source = open_source(args.test, "folder").select(limit=args.limit)
     protocol = Protocol(noises=(Noise(sigma=args.sigma),), metrics=("psnr",), seed_by="index")
     rows = []
@@ -71,7 +73,7 @@ def main(argv=None):
                 rows.append({"scales": scales, "column": column, "seed": seed, "parameters": sum(p.numel() for p in net.parameters()), "psnr": psnr,
                              "paper": PAPER.get(scales, (None,) * 4)[list(COLUMNS).index(column)]})  # fmt: skip
                 print(rows[-1], flush=True)
-    (args.out / "liu-scales.json").write_text(json.dumps({"sigma": args.sigma, "steps": args.steps, "images": len(source), "rows": rows}, indent=1) + "\n")
+    (args.out / "liu-scales.json").write_text(json.dumps({**options, "images": len(source), "rows": rows}, indent=1) + "\n")
     figure = _pyplot()(6, 3.6)
     axes = figure.subplots()
     for column, colour in zip(args.columns, ("#0072B2", "#E69F00", "#009E73", "#D55E00"), strict=False):

@@ -1,6 +1,6 @@
 """Ten noise draws a method, tested as in Table X of the U-SAID paper, beside the test that it should have been.
 
-    python examples/studies/noise_draws.py --data CamVid --judge fpn-camvid --sigma 25 --draws 10 \\
+    python examples/studies/noise_draws.py --data CamVid --judge deeplab-camvid --sigma 25 --draws 10 \\
         --model plain=runs/plain/model --model aware=runs/aware/model --out runs/noise-draws
 
 The paper's p-values (two-sided t, pooled variance, over draws) ask whether another draw of the noise would change the

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from settings import same_study
 
 from segaware import FPNSegmenter
-from segaware.errors import SegawareError, TrainingError
+from segaware.errors import SegawareError
 from segaware.evaluation.figures import _pyplot, png
 from segaware.evaluation.sources import open_source
 from segaware.losses.task import task
@@ -69,8 +70,6 @@ def fit_one(args, kind: str, seed: int, frames, classes: int) -> list[float]:
     checkpoint, losses = args.out / f"{kind}-s{seed}.pt", []
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        if state["steps"] != args.steps:
-            raise TrainingError(f"{checkpoint}: of {state['steps']} steps, not {args.steps}; give the same --steps, or another --out")
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         losses = state["losses"]
@@ -87,7 +86,7 @@ def fit_one(args, kind: str, seed: int, frames, classes: int) -> list[float]:
         losses.append(float(loss.detach()))
         if time.monotonic() - saved > args.save_every:
             partial = checkpoint.with_suffix(".partial")
-            torch.save({"steps": args.steps, "net": net.state_dict(), "optimiser": optimiser.state_dict(), "losses": losses}, partial)
+            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "losses": losses}, partial)
             os.replace(partial, checkpoint)
             saved = time.monotonic()
     file.write_text(json.dumps(losses))
@@ -110,14 +109,14 @@ def main(argv=None):
     p.add_argument("--rate", type=float, default=1e-4, help="1e-3 throws the released head, which has no normalisation, far off at first")
     p.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     args = p.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    options = same_study(args, ("seeds", "save_every"))
     frames, classes = load(args)
     curves = {}
     for seed in args.seeds:
         for kind in KINDS:
             curves.setdefault(kind, []).append(fit_one(args, kind, seed, frames, classes))
             print(f"{kind}, seed {seed}: {np.mean(curves[kind][-1][-20:]):.3f} over the last 20 steps", flush=True)
-    result = {"steps": args.steps, "curves": curves, "final": {k: [float(np.mean(c[-20:])) for c in v] for k, v in curves.items()}}
+    result = {**options, "frames": len(frames), "curves": curves, "final": {k: [float(np.mean(c[-20:])) for c in v] for k, v in curves.items()}}
     (args.out / "usa-fit.json").write_text(json.dumps(result) + "\n")
     figure = _pyplot()(6, 3.6)
     axes = figure.subplots()

@@ -10,10 +10,16 @@ import torch
 from PIL import Image
 
 from segaware import DnCNN, FPNSegmenter
-from segaware.entries import write_entry
-from segaware.errors import EvaluationError, TrainingError
+from segaware.entries import read_config, write_entry
+from segaware.errors import EvaluationError, InputError
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
+
+
+@pytest.fixture(autouse=True)
+def beside(monkeypatch):
+    """A script finds its neighbours."""
+    monkeypatch.syspath_prepend(STUDIES)
 
 
 def load(name):
@@ -45,12 +51,22 @@ def is_png(file):
 def test_class_count(place, monkeypatch):
     study = load("class_count")
     call = ["--train", place / "images", "--test", place / "images", "--start", place / "start", "--out", place / "out", "--width", 8,
-            "--classes", 3, "--seeds", 0, 1, "--steps", 2, "--batch-size", 1, "--patch-size", 16, "--metric", "psnr", "--limit", 1]  # fmt: skip
-    rows = study.main(list(map(str, call)))
-    assert [(row["classes"], row["seed"]) for row in rows] == [(0, 0), (0, 1), (3, 0), (3, 1)]
+            "--classes", 3, "--seeds", 0, 1, "--steps", 2, "--batch-size", 1, "--patch-size", 16, "--metric", "psnr", "--limit", 1, "--gamma", 1e8]  # fmt: skip
+    rows = study.main(list(map(str, call)))  # of so small a network the term says next to nothing, so its weight is large
+    assert [(row["classes"], row["head"], row["seed"]) for row in rows] == [(0, None, 0), (0, None, 1), (3, 0, 0), (3, 1, 1)]
+    assert len({row["psnr"] for row in rows}) == 4  # the seed reaches head and data
     assert rows[0]["gradient_share"] == 0 < rows[2]["gradient_share"] and is_png(place / "out/class-count.png")
+    apart = study.main(list(map(str, [*call, "--heads", 0, 1])))
+    assert [(row["classes"], row["head"], row["seed"]) for row in apart] == [(0, None, 0), (0, None, 1), (3, 0, 0), (3, 1, 0), (3, 0, 1), (3, 1, 1)]
+    assert len({row["psnr"] for row in apart}) == 6 and [apart[i] for i in (0, 1, 2, 5)] == rows
     monkeypatch.setattr(study, "fit", None)  # a second call trains nothing
     assert study.main(list(map(str, call))) == rows
+    for option, value in (("--steps", 3), ("--gamma", 2), ("--width", 4), ("--start", place / "segmenter")):
+        with pytest.raises(EvaluationError, match=rf"holds a study with {option} .*; give the same, or another --out"):
+            study.main(list(map(str, [*call, option, value])))
+    record = json.loads((place / "out/class-count.json").read_text())
+    assert (record["steps"], record["start"], record["width"], record["images"]) == (2, "start", 8, 1)
+    assert str(place) not in json.dumps(record)
 
 
 def test_permutations_keep_the_counts():
@@ -86,20 +102,40 @@ def test_usa_fit_resumes_exactly(place):
     with pytest.raises(KeyboardInterrupt):
         call("parts", "--save-every", 0)
     study.permuted = permuted
-    with pytest.raises(TrainingError, match="same --steps"):
+    with pytest.raises(EvaluationError, match="--steps 6, not 7; give the same"):
         call("parts", "--steps", 7)
     assert call("parts") == whole
+    with pytest.raises(EvaluationError, match="--rate"):  # of finished parts as well
+        call("parts", "--rate", 1)
 
 
 def test_gradient_maps(place):
     study = load("gradient_maps")
-    call = ["--image", place / "camvid/train/0.png", "--labels", place / "camvid/trainannot/0.png", "--model", place / "start",
-            "--segmenter", place / "segmenter", "--crop", 32, "--out", place / "out"]  # fmt: skip
-    record = study.main(list(map(str, call)))
+    call = ["--model", place / "start", "--segmenter", place / "segmenter", "--crop", 32, "--out", place / "out"]
+    frames = [place / f"camvid/train/{i}.png" for i in range(3)]
+    maps = [place / f"camvid/trainannot/{i}.png" for i in range(3)]
+    one = study.main(list(map(str, [*call, "--image", frames[0], "--labels", maps[0]])))
+    record = one["images"]["0"]
     assert set(record) == {"fidelity", "perceptual", "entropy", "KL to clean", "Jacobian", "Fisher", "true labels"}
-    alike = [record[a]["cosine_to"][b] for a, b in (("fidelity", "entropy"), ("entropy", "fidelity"))]
-    assert alike[0] == pytest.approx(alike[1]) and -1 <= alike[0] < 1 and all(r["norm"] > 0 for r in record.values())
-    assert is_png(place / "out/gradient-maps.png")
+    assert all(r["norm"] > 0 for r in record.values()) and is_png(place / "out/gradient-maps.png")
+    several = study.main(list(map(str, [*call, "--image", *frames, "--labels", *maps])))
+    assert several["images"]["0"] == record and len(several["images"]) == 3
+    for first, second in (("fidelity", "entropy"), ("entropy", "true labels")):
+        values = [several["images"][str(i)][first]["cosine_to"][second] for i in range(3)]
+        found = several["cosines"][first][second]
+        assert found == {"mean": pytest.approx(np.mean(values)), "least": min(values), "greatest": max(values)} and -1 <= min(values) < max(values) < 1
+        assert several["cosines"][second][first] == pytest.approx(found)
+    with pytest.raises(InputError, match="2 maps for 3 images"):
+        study.main(list(map(str, [*call, "--image", *frames, "--labels", *maps[:2]])))
+
+
+def test_gradients_by_hand(place):
+    """The gradient of the mean square at the denoised image is twice the difference over its count."""
+    study = load("gradient_maps")
+    clean, noisy = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
+    found = study.alike({"a": 2 * (noisy - clean), "b": clean - noisy, "c": torch.zeros(1, 3, 8, 8)})
+    assert found["a"]["cosine_to"]["b"] == pytest.approx(-1) and found["a"]["cosine_to"]["c"] == 0
+    assert found["a"]["norm"] == pytest.approx(2 * float((noisy - clean).square().sum().sqrt()))
 
 
 def test_noise_draws(place):
@@ -109,7 +145,15 @@ def test_noise_draws(place):
     rows = study.main(list(map(str, call)))
     assert {row["measure"] for row in rows} == {"psnr", "consistency:segmenter"}
     second = next(row for row in rows if (row["measure"], row["method"]) == ("psnr", "b"))
-    assert 0 <= second["against"]["a"]["p_draws"] <= 1 and second["variance"] > 0
+    # by hand, from the report's own cells: the two-sided t test with pooled variance over the draws
+    from scipy.stats import ttest_ind
+    from segaware.evaluation.report import read_report
+
+    report = read_report(place / "out")
+    measure = next(m for m in report.measures if m.key == "psnr")
+    draws = {name: [report.data(measure, report.names.index(name), 0, draw).mean() for draw in range(2)] for name in "ab"}
+    assert second["against"]["a"]["p_draws"] == pytest.approx(ttest_ind(draws["a"], draws["b"]).pvalue, rel=1e-4)
+    assert second["variance"] == pytest.approx(np.var(draws["b"], ddof=1)) and second["variance"] > 0
     assert is_png(place / "out/noise-draws.png") and json.loads((place / "out/noise-draws.json").read_text())["draws"] == 2
     with pytest.raises(EvaluationError, match="needs two"):
         study.main(list(map(str, [*call, "--draws", 1])))
@@ -122,5 +166,11 @@ def test_liu_scales(place, monkeypatch):
     rows = study.main(list(map(str, call)))
     assert [(row["scales"], row["paper"]) for row in rows] == [(2, 30.41), (2, 30.39), (3, 30.64), (3, 30.52)]
     assert rows[0]["parameters"] < rows[2]["parameters"] and is_png(place / "out/liu-scales.png")
+    found = [read_config(place / "out" / folder / "model")["arguments"] for folder in ("2-128-128-s0", "3-128-256-without-skip-s0")]
+    assert found[0] == {**found[1], "scales": 2, "encoder_width": 8, "decoder_width": 8, "global_skip": True}
+    assert (found[1]["scales"], found[1]["encoder_width"], found[1]["decoder_width"], found[1]["global_skip"]) == (3, 8, 16, False)
     monkeypatch.setattr(study, "fit", None)
     assert study.main(list(map(str, call))) == rows
+    for option, value in (("--divide", 8), ("--sigma", 25), ("--steps", 2)):
+        with pytest.raises(EvaluationError, match=f"holds a study with {option} "):
+            study.main(list(map(str, [*call, option, value])))
