@@ -56,6 +56,15 @@ def test_check_range_sees_the_255_scale():
             check_range(images)
 
 
+def test_spikes_of_few_photons_are_no_other_scale():
+    few = torch.full((1, 3, 64, 64), 0.5)
+    few[0, 0, 0, :4] = 10.0
+    check_range(few, spikes=True)
+    for images, spikes in ((few, False), (few * 255, True)):
+        with pytest.raises(InputError, match="divide by 255"):
+            check_range(images, spikes=spikes)
+
+
 def test_no_sigma():
     no_sigma(None, "net")
     for sigma in (0.1, 0.0, torch.tensor(0.1)):

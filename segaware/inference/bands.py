@@ -45,7 +45,7 @@ def denoise_bands(
         part = depth.to_unit(rows[:, box.left : box.right, : head.channels])
         if depth.top is None:
             check_finite(part, where=str(source.path))
-            check_range(part, where=str(source.path))
+            check_range(part, where=str(source.path), spikes=True)
         return split(part)
 
     def store(_: slice, core: Box, part: Tensor) -> None:

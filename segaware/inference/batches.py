@@ -150,7 +150,7 @@ class Together:
         part = depth.to_unit(rows[:, :, : head.channels])
         if depth.top is None:
             check_finite(part, where=str(job.source))
-            check_range(part, where=str(job.source))
+            check_range(part, where=str(job.source), spikes=True)
         return _Picture(job, head, rows, split(part), join, None if isinstance(sigma, str) else sigma, estimated)
 
     def _denoise(self, group: list[_Picture], full: int) -> None:

@@ -165,7 +165,7 @@ class Engine:
         noisy = noisy.detach()
         check_images(noisy, channels=self.info.channels, where="denoise")
         check_finite(noisy, where="denoise")
-        check_range(noisy, where="denoise")
+        check_range(noisy, where="denoise", spikes=True)
         clean = torch.empty_like(noisy, memory_format=torch.contiguous_format)
 
         def fetch(batch: slice, window: Box) -> Tensor:

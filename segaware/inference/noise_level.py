@@ -25,6 +25,8 @@ METHODS = ("auto", "patch", "wavelet")
 #: Below this level an image cannot be told from a clean one: the texture of photographs reads so.
 CLEAN_LOOKING = 1.5 / 255
 _SIDE = 8  # of a patch
+_FEWEST = 10 * _SIDE**2  # patches for 64 eigenvalues: with fewer, the smallest lie below the noise by chance
+_ALIKE = 0.6 / 255  # a channel that is others' within this (what rounding does) has no noise of its own
 _PATCHES = 60_000  # enough per channel; a large image is sampled on a grid
 _MAD = 0.6744897501960817  # median of |n|, n standard normal
 
@@ -34,19 +36,22 @@ def estimate_noise(images: Tensor, *, method: str = "auto", clipped: bool | None
 
     Args:
         images: ``(B, C, H, W)`` in [0, 1] plus noise, any number of channels, at least 2 x 2.
-        method: "patch", "wavelet", or "auto": patches where there are enough (23 x 23 pixels; colours
-            together from 70 x 70, and up to four channels).
+        method: "patch", "wavelet", or "auto": patches where there are enough (33 x 33 pixels; three
+            colours together from 69 x 69, and up to four channels).
         clipped: whether the noise was cut at 0 and 1, as 8-bit files do; near black and white that
             takes noise away, and the estimate is corrected for it. None = where nothing lies beyond.
 
     Returns:
-        ``(B,)`` float32, one level for all channels of an image.
+        ``(B,)`` float32, one level for all channels of an image: the root of their mean variance.
 
     Raises:
         InputError: no float batch, NaN, the 0-255 scale, too small, or an unknown method.
 
     White Gaussian noise is assumed. Noise that was smoothed, scaled or compressed is correlated and
-    reads far too low; noise that grows with brightness reads as its mean. Estimates carry no gradient.
+    reads far too low; noise that grows with brightness reads as its mean; where channels have noise of
+    very different levels, colours together read that of the quietest. Areas of one value (borders, masks)
+    are left out by patches, not by wavelets. A channel that is made of others (a tinted or empty one) has
+    the noise that it has of them. Estimates carry no gradient.
 
     Measured with patches on CBSD68, sigma 5 / 15 / 25 / 40 / 55 of 255: mean absolute error 0.02 / 0.05 /
     0.10 / 0.15 / 0.20 on float noise; 0.02 / 0.18 / 0.42 / 0.86 / 1.32 after clipping to 8 bits, nearly
@@ -62,7 +67,7 @@ def estimate_noise(images: Tensor, *, method: str = "auto", clipped: bool | None
     check_images(images, where="estimate_noise")
     images = images.detach().float()
     check_finite(images, where="estimate_noise")
-    check_range(images, where="estimate_noise")
+    check_range(images, where="estimate_noise", spikes=True)
     levels = []
     for image in images:
         cut = bool(image.min() >= 0 and image.max() <= 1) if clipped is None else clipped
@@ -104,7 +109,7 @@ def estimate_file(source: Source) -> float:
         if head.dtype.kind == "f":
             whole = torch.from_numpy(rows.astype(np.float32))
             check_finite(whole, where=str(source.path))
-            check_range(whole, where=str(source.path))
+            check_range(whole, where=str(source.path), spikes=True)
             clipped = clipped and bool(whole.min() >= 0 and whole.max() <= 1)
         if len(rows) >= _SIDE:
             parts.append(rows[:_SIDE].copy())
@@ -144,15 +149,44 @@ def _level(image: Tensor, method: str, clipped: bool, step: int | None = None) -
     if min(height, width) < 2:
         raise InputError(f"noise level: an image of {height} x {width} is too small; give at least 2 x 2 pixels")
     patches = max(0, height - _SIDE + 1) * max(0, width - _SIDE + 1)
-    if method == "patch" and patches < 4 * _SIDE**2:
+    if method == "patch" and patches < _FEWEST:
         raise InputError(f"noise level: {height} x {width} holds too few patches; use method='wavelet'")
-    if method == "wavelet" or patches < 4 * _SIDE**2:
+    if method == "wavelet" or patches < _FEWEST:
         return math.sqrt(sum(_wavelet(channel, clipped) for channel in image) / len(image))
-    different = [image[:1]]  # a gray picture stored as colour has one channel's worth of noise
-    different += [image[i : i + 1] for i in range(1, len(image)) if not torch.equal(image[i], image[0])]
-    if len(different) <= 4 and patches >= 20 * len(different) * _SIDE**2:
-        different = [torch.cat(different)]
-    return math.sqrt(sum(_patch(channels, clipped, step) for channels in different) / len(different))
+    own, made_of = _independent(image, clipped)
+    if len(own) <= 4 and patches >= 20 * len(own) * _SIDE**2:
+        variances = [_patch(image[own], clipped, step)] * len(own) if own else []
+    else:
+        variances = [_patch(image[i : i + 1], clipped, step) for i in own]
+    return math.sqrt(float((made_of.square() @ torch.tensor(variances, dtype=made_of.dtype)).mean()))
+
+
+def _independent(image: Tensor, clipped: bool) -> tuple[list[int], Tensor]:
+    """Channels with noise of their own, and how all are made of these, ``(C, own)``.
+
+    A gray picture in colour, tinted or not, has the noise of one channel: three in the covariance of the patches
+    would leave directions without any, and these would be taken for the noise.
+    """
+    step = _step(*image.shape[1:])
+    pixels = _unit(image[:, ::step, ::step].reshape(len(image), -1)).cpu().double()
+    lively = (pixels.amax(dim=1) > pixels.amin(dim=1)).nonzero()[:, 0].tolist()
+    if clipped and lively:
+        inside = ((pixels[lively] > 0.5 / 255) & (pixels[lively] < 1 - 0.5 / 255)).all(dim=0)
+        if int(inside.sum()) >= 64:
+            pixels = pixels[:, inside]
+    left = covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
+    own: list[int] = []
+    for _ in lively:
+        most = max(lively, key=lambda i: float(left[i, i]))
+        if own and float(left[most, most]) < _ALIKE**2:
+            break
+        own.append(most)
+        left = left - left[:, most : most + 1] @ left[most : most + 1] / left[most, most].clamp_min(1e-300)
+    own.sort()
+    made_of = covariance[:, own] @ torch.linalg.pinv(covariance[own][:, own], hermitian=True)
+    made_of[own] = torch.eye(len(own), dtype=made_of.dtype)
+    made_of[[i for i in range(len(pixels)) if i not in lively]] = 0
+    return own, made_of
 
 
 def _unit(pixels: Tensor) -> Tensor:
@@ -162,8 +196,11 @@ def _unit(pixels: Tensor) -> Tensor:
 def _patch(channels: Tensor, clipped: bool, step: int | None) -> float:
     """Variance of the noise of ``(C, H, W)`` from the eigenvalues of its patches."""
     parts = [_unit(_grid(channel, step)) for channel in channels]
-    means = torch.cat([part.mean(dim=1) for part in parts])
     patches = torch.cat(parts, dim=1)
+    flat = torch.stack([part.amax(dim=1) == part.amin(dim=1) for part in parts]).all(dim=0)
+    if flat.any() and int((~flat).sum()) >= patches.shape[1]:  # borders and masks: nothing was added there
+        parts, patches = [part[~flat] for part in parts], patches[~flat]
+    means = torch.cat([part.mean(dim=1) for part in parts])
     patches = patches - patches.mean(dim=0)
     covariance = (patches.T @ patches / len(patches)).cpu().double()
     values = torch.linalg.eigvalsh(covariance).clamp_min(0)  # rising
@@ -199,7 +236,7 @@ def _wavelet(channel: Tensor, clipped: bool) -> float:
 @lru_cache(maxsize=1)
 def _table() -> tuple[Tensor, Tensor, Tensor]:
     """Levels (L,), and mean and variance (L, M) of noisy pixels of M clean values after clipping to [0, 1]."""
-    level = torch.linspace(0, 0.6, 601, dtype=torch.float64)[:, None]
+    level = torch.linspace(0, 1, 1001, dtype=torch.float64)[:, None]
     clean = torch.linspace(0, 1, 129, dtype=torch.float64)[None]
     spread = level.clamp_min(1e-9)
     low, high = (0 - clean) / spread, (1 - clean) / spread

@@ -64,7 +64,7 @@ def denoise_pixels(
     if depth.top is None:
         whole = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         check_finite(whole, where="denoise")
-        check_range(whole, where="denoise")
+        check_range(whole, where="denoise", spikes=True)
     split, join = adapters(pixels.shape, engine.channels)
     clean = np.empty(pixels.shape, dtype=pixels.dtype.newbyteorder("="))
 

@@ -298,3 +298,13 @@ def test_a_wrapper_with_its_loss(monkeypatch, tmp_path):
     """The segmenter of the loss is not needed to denoise, nor looked for."""
     monkeypatch.setattr("segaware.entries._SHIPPED", tmp_path)
     assert denoise(torch.rand(3, 9, 9), segaware.SegAwareWrapper(segaware.DnCNN(depth=3, width=4))).shape == (3, 9, 9)
+
+
+def test_few_photons_are_no_other_scale(halve):
+    """At half a photon for white a pixel now and then has five of them: ten times white."""
+    clean = torch.full((1, 3, 64, 64), 0.6)
+    noisy = segaware.noise.add_poisson(clean, peak=0.4, generator=torch.Generator().manual_seed(3))
+    assert noisy.max() > 8
+    assert denoise(noisy, halve()).shape == noisy.shape and float(segaware.inference.noise_level.estimate_noise(noisy)) > 0.5
+    with pytest.raises(InputError, match="divide by 255"):
+        denoise(clean * 255, halve())

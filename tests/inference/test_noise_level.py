@@ -79,12 +79,67 @@ def test_clean_looks_clean_and_flat_is_zero():
         assert float(estimate_noise(torch.full((1, 3, 64, 64), value))) < 1e-4
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (2, 9), (7, 500), (23, 23)])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 9), (7, 500), (23, 23), (32, 32)])
 def test_small_images_use_the_wavelet(shape):
-    level = estimate_noise(noisy(20, torch.full((1, 3, *shape), 0.5)))
-    assert 0 < float(level) < 0.5
+    image = noisy(20, torch.full((1, 3, *shape), 0.5))
+    level = estimate_noise(image)
+    assert torch.equal(level, estimate_noise(image, method="wavelet"))
+    if min(shape) > 20:
+        assert float(level) * 255 == pytest.approx(20, rel=0.1)
     with pytest.raises(InputError, match="wavelet"):
-        estimate_noise(torch.rand(1, 3, *shape[:1], 8), method="patch")
+        estimate_noise(image, method="patch")
+
+
+@pytest.mark.parametrize("side", [33, 40, 64])
+def test_patches_begin_where_there_are_enough(side):
+    levels = [float(estimate_noise(noisy(20, torch.full((1, 1, side, side), 0.5), seed), method="patch")) * 255 for seed in range(8)]
+    assert sum(levels) / 8 == pytest.approx(20, rel=0.1)
+
+
+SEPIA = [[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]]
+
+
+@pytest.mark.parametrize("eight", [True, False])
+@pytest.mark.parametrize(
+    ("mix", "level"),
+    [
+        ([[1, 0, 0], [0.8, 0, 0], [0.5, 0, 0]], 20 * ((1 + 0.64 + 0.25) / 3) ** 0.5),
+        (SEPIA, 20 * (sum(v * v for row in SEPIA for v in row) / 3) ** 0.5),
+        ([[0, 0, 0], [1, 0, 0], [0, 0, 0]], 20 / 3**0.5),  # one channel of a microscope
+        ([[1, 0, 0], [1, 0, 0], [0, 0, 0]], 20 * (2 / 3) ** 0.5),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 0]], 20 * (2 / 3) ** 0.5),
+        ([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]], 20 * (2.5 / 3) ** 0.5),
+    ],
+)
+def test_channels_made_of_others(mix, level, eight):
+    """Three of them in one covariance leave directions without noise, once taken for the level: 0.3, "looks clean"."""
+    image = torch.einsum("oc,bchw->bohw", torch.tensor(mix, dtype=torch.float32), noisy(20, picture(low=0.3, high=0.55)))
+    image = eight_bit(image) if eight else image
+    assert float(estimate_noise(image)) * 255 == pytest.approx(level, rel=0.06)
+    pixels = image[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
+    assert estimate_picture(pixels) * 255 == pytest.approx(level, rel=0.06)
+
+
+def test_gray_in_colour_but_for_a_level_here_and_there():
+    gray = eight_bit(noisy(25, picture(low=0.3, high=0.6)))[:, :1].repeat(1, 3, 1, 1)
+    gray[:, 1] += (torch.rand(gray[:, 1].shape, generator=torch.Generator().manual_seed(0)) < 0.1) / 255
+    assert float(estimate_noise(gray)) * 255 == pytest.approx(25, rel=0.06)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("eight", [True, False])
+def test_black_borders_take_nothing_away(share, eight):
+    image = noisy(25, picture(160, 160))
+    image = eight_bit(image) if eight else image
+    bar = int(160 * share / 2)
+    image[:, :, :bar] = image[:, :, 160 - bar :] = 0
+    assert float(estimate_noise(image, clipped=eight)) * 255 == pytest.approx(25, rel=0.07)
+
+
+def test_beyond_the_scale_of_the_table():
+    shades = picture(low=0.3, high=0.6)
+    levels = [float(estimate_noise(noisy(level, shades).clamp(0, 1))) * 255 for level in (150, 200)]
+    assert 120 < levels[0] < levels[1] - 10 and levels[1] > 160  # once 153 at most
 
 
 def test_half_precision_and_no_gradient():
