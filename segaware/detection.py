@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from segaware.errors import EvaluationError, InputError
@@ -65,8 +66,10 @@ class DetectionAP:
         }  # fmt: skip
         values: dict[str, Any] = {ours: _number(result[theirs]) for theirs, ours in names.items()}
         if self.per_class:
-            labels, precisions = result["classes"].flatten().tolist(), result["map_per_class"].flatten()
-            values["ap_per_class"] = {label: _number(ap) for label, ap in zip(labels, precisions, strict=True)}
+            values["ap_per_class"] = {}
+            if "map_per_class" in result:  # not before any box
+                labels, precisions = result["classes"].flatten().tolist(), result["map_per_class"].flatten()
+                values["ap_per_class"] = {label: _number(ap) for label, ap in zip(labels, precisions, strict=True)}
         return values
 
 
@@ -86,6 +89,8 @@ def _checked(one: Mapping[str, Tensor], keys: Sequence[str], where: str) -> dict
         chosen["boxes"] = boxes = boxes.reshape(0, 4).float()
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"DetectionAP: {where} has boxes {tuple(boxes.shape)}; give (N, 4): x1, y1, x2, y2")
+    if boxes.is_floating_point() and not torch.isfinite(boxes).all():
+        raise InputError(f"DetectionAP: {where} has boxes that are NaN or infinite; look for where they come from")
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise InputError(
             f"DetectionAP: {where} has boxes with x2 < x1 or y2 < y1; give corners (x1, y1, x2, y2), not sizes"
@@ -93,6 +98,8 @@ def _checked(one: Mapping[str, Tensor], keys: Sequence[str], where: str) -> dict
     for key in keys[1:]:
         if chosen[key].shape != (len(boxes),):
             raise InputError(f"DetectionAP: {where} has {len(boxes)} boxes but {key} {tuple(chosen[key].shape)}")
+    if chosen["labels"].is_floating_point() and chosen["labels"].numel():
+        raise InputError(f"DetectionAP: {where} has labels of type {chosen['labels'].dtype}; give class numbers as integers")
     chosen["labels"] = chosen["labels"].long()
     return chosen
 

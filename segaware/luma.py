@@ -20,8 +20,8 @@ def luma(images: Tensor, kind: str, *, data_range: float) -> Tensor:
 
     Args:
         images: ``(..., C, H, W)`` float, C = 1 or 3.
-        kind: ``"gray"``, full swing: 0.299 R + 0.587 G + 0.114 B (MATLAB's ``rgb2gray``, to its four
-            printed digits); ``"y"``, studio swing: the Y of MATLAB's ``rgb2ycbcr``, 16 to 235 on the
+        kind: ``"gray"``, full swing: 0.299 R + 0.587 G + 0.114 B (BT.601; MATLAB's ``rgb2gray`` to
+            three digits); ``"y"``, studio swing: the Y of MATLAB's ``rgb2ycbcr``, 16 to 235 on the
             8-bit scale, as the super-resolution papers measure on.
         data_range: the distance from black to white (studio swing adds a part of it).
 

@@ -229,6 +229,9 @@ def convention(name: str) -> Convention:
 def _check(
     estimate: Tensor, reference: Tensor, data_range: float, color: str, border: int, *, side: int, where: str
 ) -> None:
+    for images in (estimate, reference):
+        if not isinstance(images, Tensor):
+            raise InputError(f"{where}: expected tensors, got {type(images).__name__}; use torch.from_numpy")
     if estimate.shape != reference.shape:
         raise InputError(
             f"{where}: shapes {tuple(estimate.shape)} and {tuple(reference.shape)} differ; compare equal sizes"
@@ -244,9 +247,16 @@ def _check(
             f"{where}: {estimate.dtype} and {reference.dtype} with data_range {data_range:g};"
             " for 8-bit values pass data_range=255"
         )
+    if estimate.is_floating_point() != reference.is_floating_point():
+        raise InputError(f"{where}: {estimate.dtype} and {reference.dtype}, which have other scales; bring both to one")
+    if float(reference.amax()) > 8 * data_range:
+        raise InputError(
+            f"{where}: a reference of values up to {float(reference.amax()):g} with data_range {data_range:g};"
+            " give the distance from black to white, 255 for 8-bit values"
+        )
     if color not in COLORS:
         raise InputError(f"{where}: unknown color {color!r}; {closest(color, COLORS)}")
-    if border < 0 or border != int(border):
+    if not isinstance(border, int) or border < 0:
         raise InputError(f"{where}: border {border} must be a number of pixels, 0 or more")
     height, width = estimate.shape[2] - 2 * border, estimate.shape[3] - 2 * border
     if min(height, width) < side:

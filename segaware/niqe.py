@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from segaware import image_io
-from segaware.checks import check_images
+from segaware.checks import check_finite, check_images
 from segaware.errors import EvaluationError, InputError, SegawareError, WeightsError, closest
 from segaware.luma import LUMAS, luma
 from segaware.niqe_features import BLOCK, FEATURES, niqe_features
@@ -93,7 +93,7 @@ class NIQE:
             for an image that is flat in all but one block: there is no texture to judge.
 
         Raises:
-            InputError: no float batch, other channels, or fewer than two blocks.
+            InputError: no float batch, NaN or infinite pixels, other channels, or fewer than two blocks.
         """
         features, _ = niqe_features(self._plane(images, data_range))
         mean_p, covariance_p = self.mean.to(features.device), self.covariance.to(features.device)
@@ -112,6 +112,7 @@ class NIQE:
     def _plane(self, images: Tensor, data_range: float) -> Tensor:
         """The luma plane ``(B, H, W)``, float64 on the 0-255 scale."""
         check_images(images, where="NIQE")
+        check_finite(images, where="NIQE")
         if not 0 < data_range < math.inf:
             raise InputError(f"NIQE: data_range {data_range:g} must be positive; 1 for images in [0, 1], 255 for 8-bit")
         if images.shape[1] not in (1, 3):

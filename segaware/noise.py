@@ -8,10 +8,12 @@ the same noise for every device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from segaware.checks import check_images, sigma_map
+from segaware.checks import check_finite, check_images, check_range, sigma_map
 from segaware.contracts import Sigma
 from segaware.errors import InputError
 
@@ -36,11 +38,12 @@ def add_gaussian(clean: Tensor, sigma: Sigma, *, generator: torch.Generator | No
         The noisy images, same shape and dtype, not clipped.
 
     Raises:
-        InputError: no float batch, or a sigma of the wrong shape or unit.
+        InputError: no float batch, the 0-255 scale, or a sigma of the wrong shape or unit.
 
     Source: Zhang et al. 2017 (DnCNN), sec. IV-A; U-SAID sec. III.
     """
     check_images(clean, where="add_gaussian")
+    check_range(clean, where="add_gaussian", spikes=True)
     level = sigma_map(sigma, clean, where="add_gaussian")
     unit = torch.randn(clean.shape, generator=generator, device=_draw_device(clean, generator))
     return clean + level * unit.to(clean)
@@ -66,14 +69,16 @@ def add_poisson(clean: Tensor, *, peak: float = 255.0, generator: torch.Generato
         peak: photons at intensity 1; fewer means noisier.
 
     Raises:
-        InputError: no float batch, or a peak that is not positive.
+        InputError: no float batch, NaN or infinite pixels, the 0-255 scale, or a peak that is not positive and finite.
 
     Source: SDABN, Poisson experiment (peak 255).
     """
     check_images(clean, where="add_poisson")
-    if not peak > 0:
-        raise InputError(f"add_poisson: peak {peak:g} must be positive: it is the number of photons at intensity 1")
-    rate = (clean.clamp_min(0) * peak).to(device=_draw_device(clean, generator), dtype=torch.float32)
+    check_finite(clean, where="add_poisson")
+    check_range(clean, where="add_poisson")
+    if not 0 < peak < math.inf:
+        raise InputError(f"add_poisson: peak {peak:g} must be positive and finite: it is the number of photons at intensity 1")
+    rate = clean.to(device=_draw_device(clean, generator), dtype=torch.float32).clamp_min(0) * peak
     return (torch.poisson(rate, generator=generator) / peak).to(clean)
 
 

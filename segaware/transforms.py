@@ -49,7 +49,8 @@ class Denoise(v2.Transform):
     of how to turn them is handed on and not followed, for boxes and masks beside them do not turn.
 
     Raises:
-        InputError: a wrong argument, when built; an image of another kind, when called.
+        InputError: a wrong argument, when built; a tensor of another kind, when called.
+        ImageError: a Pillow image of a kind that would not survive (1-bit, 32-bit, Lab, HSV).
         WeightsError, ModelError: no such model, or no denoiser.
     """
 

@@ -50,6 +50,13 @@ def test_half_found_is_half(metric):
     assert metric.compute()["ap50"] == pytest.approx(0.5, abs=0.01)  # COCO reads precision at 101 recalls
 
 
+def test_before_any_image_there_is_nothing_to_say(metric):
+    for _ in range(2):
+        found = metric.compute()
+        assert math.isnan(found["ap"]) and found["ap_per_class"] == {}
+        metric.update([], [])
+
+
 def test_shifted_boxes_pass_at_some_overlaps_alone(metric):
     target = {"boxes": torch.tensor([[0.0, 0, 100, 100]]), "labels": torch.tensor([1])}
     shifted = {"boxes": target["boxes"] + torch.tensor([20.0, 0, 20, 0]), "labels": target["labels"]}  # IoU 0.667
@@ -74,6 +81,8 @@ def test_wrong_class_and_nothing_found_are_zero(metric):
         ([image()], [image()], "has no scores"),
         ([detected(image(), boxes=torch.zeros(6, 5))], [image()], r"\(N, 4\)"),
         ([detected(image(), scores=torch.ones(5))], [image()], "6 boxes but scores"),
+        ([detected(image())], [image(labels=torch.full((6,), 1.7))], r"targets\[0\] has labels of type torch.float32"),
+        ([detected(image(), boxes=boxes() * torch.nan)], [image()], "NaN or infinite"),
         ([detected(image())], [image(boxes=boxes().flip(1))], r"targets\[0\].*corners"),
     ],
 )

@@ -57,6 +57,26 @@ def test_shape_type_and_independence_of_the_batch():
     assert torch.allclose(values, alone, atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_distance_by_hand(seed):
+    """Mittal et al. 2013, eq. 10, from the blocks' features, with the parameters that ship."""
+    metric, image = NIQE.shipped(), texture(1, 1, 400, 400, seed)
+    rows = niqe_features((image * 255)[:, 0])[0][0].numpy()
+    usable = rows[np.isfinite(rows).all(1)]
+    both = (np.cov(usable, rowvar=False) + metric.covariance.numpy()) / 2
+    apart = np.nanmean(rows, axis=0) - metric.mean.numpy()
+    assert metric(image, data_range=1).item() == pytest.approx(np.sqrt(apart @ np.linalg.pinv(both) @ apart), rel=1e-6)
+    assert metric(noisy(image, 0.1), data_range=1).item() != pytest.approx(metric(image, data_range=1).item(), rel=0.01)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_pixels_that_are_no_numbers_are_refused(bad):
+    image = texture()
+    image[0, 0, 30, 30] = bad
+    with pytest.raises(InputError, match="1 of"):
+        NIQE.shipped()(image, data_range=1)
+
+
 @pytest.mark.parametrize("scale", [255.0, 65535.0, 0.5])
 @pytest.mark.parametrize("options", [{}, {"luma": "y"}, {"round_luma": True}])
 def test_the_scale_does_not_matter(scale, options):

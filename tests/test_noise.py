@@ -88,6 +88,11 @@ def test_poisson_has_variance_intensity_over_peak(intensity, peak):
     assert torch.allclose(noisy * peak, (noisy * peak).round(), atol=1e-3)  # photons are counted
 
 
+def test_poisson_of_half_precision_counts_in_single():
+    noisy = add_poisson(torch.full((1, 1, 64, 64), 0.9, dtype=torch.float16), peak=1e5, generator=torch.Generator().manual_seed(0))
+    assert noisy.dtype == torch.float16 and float(noisy.float().mean()) == pytest.approx(0.9, rel=0.01)  # 90,000 is no half
+
+
 def test_poisson_takes_negative_pixels_as_no_light():
     assert not add_poisson(torch.full((1, 1, 8, 8), -0.2)).any()
 
@@ -135,6 +140,11 @@ def test_any_shape_is_kept(batch, channels, height, width, sigma):
         (lambda: add_gaussian(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 0.1), "/ 255"),
         (lambda: add_poisson(torch.zeros(1, 3, 4, 4), peak=0), "positive"),
         (lambda: add_poisson(torch.zeros(1, 3, 4, 4), peak=float("nan")), "positive"),
+        (lambda: add_poisson(torch.zeros(1, 3, 4, 4), peak=float("inf")), "positive and finite"),
+        (lambda: add_poisson(torch.full((1, 3, 4, 4), torch.inf)), "infinite"),
+        (lambda: add_poisson(torch.full((1, 3, 4, 4), torch.nan)), "NaN"),
+        (lambda: add_poisson(torch.full((1, 3, 4, 4), 200.0)), "divide by 255"),
+        (lambda: add_gaussian(torch.full((1, 3, 4, 4), 200.0), 0.1), "divide by 255"),
         (lambda: blind_sigma(2, high=55), "divide 8-bit values by 255"),
     ],
 )

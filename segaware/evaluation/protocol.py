@@ -96,6 +96,8 @@ def parse_noise(text: str) -> Noise:
         if len(words) == 1:
             return Noise("gaussian", float(words[0]))
         parts = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+        if 2 * len(parts) < len(words):
+            raise ValueError("a level given twice")
         if set(parts) == {"sigma"}:
             return Noise("gaussian", parts["sigma"])
         if set(parts) == {"peak"}:

@@ -60,7 +60,7 @@ def test_noise_in_words(text, noise):
     assert parse_noise(text) == noise and parse_noise(noise.label) == noise
 
 
-@pytest.mark.parametrize("text", ["", "loud", "peak", "peak x", "sigma 3 sigma", "peak 0", "300", "0.1"])
+@pytest.mark.parametrize("text", ["", "loud", "peak", "peak x", "sigma 3 sigma", "sigma 25 sigma 30", "peak 0", "300", "0.1"])
 def test_noise_words_that_mean_nothing(text):
     with pytest.raises(EvaluationError):
         parse_noise(text)
