@@ -77,6 +77,8 @@ CLAIMS = (
 )
 #: A paper's difference below this says "hardly any": dB, points.
 SMALL = {"psnr": 0.02, "iou": 0.5}
+#: Verdict where the paper has no figure, for its levels are others.
+NOT_THERE = "-"
 
 
 def needs(name):
@@ -253,23 +255,40 @@ class Page:
         difference, low, high = (factor * v for v in (found.difference, found.low, found.high))
         digits = 1 if kind == "iou" else 3
         ours = f"{difference:+.{digits}f}{limits(low, high, digits, '+')} {unit}"
-        return [words, ours, *shown, verdict(low, high, paper[0], SMALL[kind])]
+        said = self.unequal(first, second) or (verdict(low, high, paper[0], SMALL[kind]) if self.paper else NOT_THERE)
+        return [words, ours, *shown, said]
+
+    def unequal(self, first, second):
+        """In words, where the last stages of two looks were not trained alike; then nothing is shown by their difference."""
+        budgets = []
+        for name in (first, second):
+            stage = re.sub(r"^x(\d)$", r"D\1", name.removesuffix("+") if name == "joint+" else name)
+            config = read_config(self.folders[stage]) if stage in self.folders else {}
+            if "setting" not in config:  # given, not trained here
+                return ""
+            recipe = config["setting"]["recipe"]
+            budgets.append([recipe["steps"], recipe["batch_size"], recipe["learning_rate"]])
+        if budgets[0] == budgets[1]:
+            return ""
+        rate = budgets[0][:2] == budgets[1][:2]
+        return "unequal training: " + " against ".join(f"{n:,} steps of {b}{f' at {r:g}' if rate else ''}" for n, b, r in budgets)
 
     def text(self, strip):
         source, protocol, data = self.source, self.protocol, self.data
         label = protocol.noises[0].label
         claims = [self.claim(*claim) for claim in CLAIMS]
         held = [row[0] for row in claims if row[4].startswith("as in the paper")]
-        open_ = [f"{row[0]}: {row[4]}" for row in claims if row[4] and not row[4].startswith("as in the paper")]
+        open_ = [f"{row[0]}: {row[4]}" for row in claims if row[4] not in ("", NOT_THERE) and not row[4].startswith("as in the paper")]
         untried = [row[0] for row in claims if not row[4]]
         out = [
             "# SDABN: segmentation and denoising in turns", "",
             f"Written by `python docs/make_sdabn.py --runs RUNS --camvid DIR{self.start()} --noise '{label}' --draws {protocol.draws}`; every figure of ours"
             " is measured, none is typed."
             f" {source.name}, {len(source)} frames, {len(source.classes)} classes; {label}, neither clipped nor rounded; {protocol.draws}"
-            f" noise draws a frame. PSNR and SSIM by the convention of the paper's code (`sdabn`: nothing clipped, one pixel of border left"
-            f" out); mIoU from one matrix for the set. Brackets are 95 % intervals; frames are resampled in blocks of {self.block} neighbours,"
-            f" so that {len(source)} frames of video count as about {self.units}. Differences are paired: same frames, same noise.", "",
+            f" noise draws a frame. PSNR by the convention of the paper's code (`sdabn`: nothing clipped, one pixel of border left"
+            f" out), SSIM, of which it has none, on the same pixels with a Gaussian window; mIoU from one matrix for the set. Brackets are 95 % intervals; frames are resampled in blocks of {self.block} neighbours,"
+            f" so that {len(source)} frames of video count as about {self.units}. Differences are paired: same frames, same noise."
+            " **Each stage is one training**: intervals say nothing of another seed, and a point or a few hundredths of a dB may be one.", "",
             "The paper trained for days on other data; **only differences compare**. How to use a cascade: [segment.md](segment.md).", "",
             "## What reproduces", "",
         ]  # fmt: skip

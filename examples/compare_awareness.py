@@ -15,7 +15,7 @@ with which weights is chosen when the screen is done, once for all processes: OU
 while OUT/final holds no result). A weight gives the awareness terms --share of fidelity's gradient at the denoised
 image at the start, times each of --factor. Run the same command in as many processes as there are cores
 (OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated.
-Everything is in OUT/results.json; docs/make_awareness.py makes a page of it.
+Everything is in OUT/results.json; docs/make_awareness.py makes a page of it. Needs the extras train, eval and viz.
 """
 
 import argparse

@@ -6,7 +6,7 @@
 Killed at any moment, the same command goes on where it was. ``--hold-out 32`` keeps every so many
 images (by sorted name) out of training and validates on them. ``torchrun`` works as usual. Options
 from ``--steps`` on are the fields of ``segaware.training.Recipe``, which says what they do.
-What comes out is a folder for ``segaware.from_pretrained`` and ``segaware denoise --model``.
+Needs the extra ``train``. What comes out is a folder for ``segaware.from_pretrained`` and ``segaware denoise --model``.
 """
 
 from __future__ import annotations

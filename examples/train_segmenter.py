@@ -8,7 +8,7 @@ that name in their stem out and scores on them, for choosing; ``val`` is scored 
 run goes on with ``--resume``.
 
 ``--model`` names the network: ``fpn`` and ``deeplab`` on a backbone, ``hrnet`` and ``unet`` from
-scratch. ``--judge`` marks the model as one that judges and never trains a denoiser.
+scratch. ``--judge`` marks the model as one that judges and never trains a denoiser. Needs the extra ``train``.
 """
 
 import argparse

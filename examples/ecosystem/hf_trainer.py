@@ -3,7 +3,7 @@
     python examples/ecosystem/hf_trainer.py --steps 100
 
 Trains on generated squares and prints the loss of each tenth of the run. The Trainer wants a
-dictionary with a loss, and hands columns by name: two small pieces of glue. Needs: pip install transformers
+dictionary with a loss, and hands columns by name: two small pieces of glue. Needs: pip install ".[ecosystem]"
 """
 
 import argparse

@@ -6,7 +6,7 @@
 The paper prints one number for each K and finds its peak at 21. Here each K is trained with several seeds from one start:
 a peak that is less than the spread of its seeds is no peak. A seed draws the random head as well as patches and noise;
 --heads draws the head apart, each with each of --seeds, which tells whose luck it is. Killed at any moment, the same
-command goes on. Writes class-count.json and class-count.png to --out.
+command goes on. Writes class-count.json and class-count.png to --out. Needs the extras train, eval and viz.
 """
 
 import argparse

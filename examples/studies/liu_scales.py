@@ -4,7 +4,7 @@
 
 The paper compares PSNR at sigma 35 on Kodak after long trainings, one each. Its parameter counts cannot be reproduced by
 any wiring tried (see LiuDenoiser), so neither is this table, exactly; the order of its cells is what can be looked at.
-Killed at any moment, the same command goes on. Writes liu-scales.json and liu-scales.png to --out.
+Killed at any moment, the same command goes on. Writes liu-scales.json and liu-scales.png to --out. Needs the extras train, eval and viz.
 """
 
 import argparse

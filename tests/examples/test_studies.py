@@ -147,6 +147,7 @@ def test_noise_draws(place):
     second = next(row for row in rows if (row["measure"], row["method"]) == ("psnr", "b"))
     # by hand, from the report's own cells: the two-sided t test with pooled variance over the draws
     from scipy.stats import ttest_ind
+
     from segaware.evaluation.report import read_report
 
     report = read_report(place / "out")

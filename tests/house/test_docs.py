@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -52,6 +56,20 @@ def name(path: Path) -> str | None:
 
 
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
+
+
+SHELL = re.compile(r"^```(?:text|bash|shell)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`((?:segaware|python examples/)[^`\n]*)`")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Commands as a shell takes them: of the blocks each line, joined where a backslash ends it, and whole ones in a sentence."""
+    lines = [line.strip() for block in SHELL.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in [*lines, *INLINE.findall(text)]:
+        if "..." not in line and re.match(r"(\.venv/bin/)?(segaware|python examples/)\S* \S", line):
+            found += [part for part in (shlex.split(piece, comments=True) for piece in line.split(";")) if part and re.search(r"segaware$|python$", part[0])]
+    return found
 
 
 @pytest.fixture
@@ -100,6 +118,46 @@ def test_the_blocks_of_a_page_run(path, stage, capsys):
 @pytest.mark.parametrize("path", SLOW, ids=name)
 def test_the_slow_blocks_of_a_page_run(path, stage, capsys):
     assert run_page(path, stage, slow=True)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_commands_are_taken(path):
+    """Copied as they stand, remarks and all: each option is there, and no word is left over."""
+    from segaware.cli.main import main
+
+    for program, *words in commands_of(path.read_text(encoding="utf-8")):
+        if not program.endswith("segaware") or words[0].startswith("-") or words[0] == "COMMAND":
+            continue
+        command = main.get_command(click.Context(main), words[0])
+        if isinstance(command, click.Group) and len(words) > 1 and not words[1].startswith("-"):
+            command, words = command.get_command(click.Context(command), words[1]), words[1:]
+        assert command is not None, f"{path.name}: segaware {words[0]} is no command"
+        try:
+            _, left, _ = command.make_parser(click.Context(command)).parse_args(words[1:])
+        except click.UsageError as error:
+            if words[-1].startswith("--") and "requires an argument" in str(error):
+                continue  # a sentence that speaks of the option
+            pytest.fail(f"{path.name}: {' '.join(words)}: {error.format_message()}")
+        assert not left, f"{path.name}: {' '.join(words)}: {left} are no part of the command; put # before a remark"
+
+
+@pytest.mark.slow
+def test_options_of_the_examples_are_there():
+    used: dict[str, set[str]] = {}
+    for path in PAGES:
+        for _, *words in commands_of(path.read_text(encoding="utf-8")):
+            if words[0].startswith("examples/"):
+                used.setdefault(words[0], set()).update(word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word))
+    assert len(used) >= 6
+    for script, options in used.items():
+        told = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, encoding="utf-8", check=True).stdout
+        lost = {option for option in options if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told)}
+        assert not lost, f"{script} has no {', '.join(sorted(lost))}"
+
+
+def test_commands_with_bare_remarks_are_found():
+    text = "```text\nsegaware denoise a.png -o b.png   one photograph\nsegaware denoise a.png -o b.png  # one\n```\nuse `segaware denoise a.png`"
+    assert commands_of(text) == [["segaware", "denoise", "a.png", "-o", "b.png", "one", "photograph"], ["segaware", "denoise", "a.png", "-o", "b.png"], ["segaware", "denoise", "a.png"]]
 
 
 def test_no_block_escapes():

@@ -12,6 +12,8 @@ from segaware.entries import write_entry
 from segaware.errors import InputError, ModelError, WeightsError
 from segaware.inference import engine as engine_module
 from segaware.inference.engine import Engine, denoise
+from segaware.inference.noise_level import estimate_noise
+from segaware.noise import add_poisson
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -303,8 +305,8 @@ def test_a_wrapper_with_its_loss(monkeypatch, tmp_path):
 def test_few_photons_are_no_other_scale(halve):
     """At half a photon for white a pixel now and then has five of them: ten times white."""
     clean = torch.full((1, 3, 64, 64), 0.6)
-    noisy = segaware.noise.add_poisson(clean, peak=0.4, generator=torch.Generator().manual_seed(3))
+    noisy = add_poisson(clean, peak=0.4, generator=torch.Generator().manual_seed(3))
     assert noisy.max() > 8
-    assert denoise(noisy, halve()).shape == noisy.shape and float(segaware.inference.noise_level.estimate_noise(noisy)) > 0.5
+    assert denoise(noisy, halve()).shape == noisy.shape and float(estimate_noise(noisy)) > 0.5
     with pytest.raises(InputError, match="divide by 255"):
         denoise(clean * 255, halve())
