@@ -86,7 +86,8 @@ class DenoiserCascade(nn.Module, Pretrained):
             raise InputError(f"DenoiserCascade.first: {stages} stages of {len(self)}; give 1 to {len(self)}")
         part = DenoiserCascade(self.denoisers[:stages])
         part.info = replace(part.info, training_noise=self.info.training_noise)
-        return part.train(self.training)
+        part.training = self.training  # of the new container alone: parts keep the mode they are in
+        return part
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         check_images(noisy, channels=self.info.channels, where="DenoiserCascade")

@@ -245,7 +245,8 @@ class SDABN(nn.Module, Pretrained):
                 raise InputError(f"SDABN.first: no segmenter follows stage {blocks}; leave closing=True out, or take fewer blocks")
         part = SDABN(self.blocks[:blocks], last)
         part.info = replace(part.info, training_noise=self.info.training_noise)
-        return part.train(self.training)
+        part.training = self.training  # of the new container alone: parts keep the mode they are in
+        return part
 
     def forward(self, noisy: Tensor, sigma: Sigma | None = None) -> Tensor:
         self._check(noisy, sigma)

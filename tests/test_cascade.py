@@ -129,6 +129,12 @@ def test_first_blocks(noisy):
         logits = [stage.logits for stage in net.first(2, closing=True).stages(noisy)]
         expected = [stage.logits for stage in net.stages(noisy)]
     assert len(logits) == 3 and torch.equal(logits[2], expected[2])
+    net.train()
+    net.blocks[0].segmenter.eval()  # trained on fixed statistics, say
+    part = net.first(1)
+    assert part.training and not net.blocks[0].segmenter.training and net.blocks[0].denoiser.training
+    net.eval()
+    assert not net.first(1).training
     assert net.first(1).blocks[0] is net.blocks[0] and net.first(1).info.training_noise == "AWGN"
     assert len(net.first(2)) == 2
     for wrong in (0, 4, -1):

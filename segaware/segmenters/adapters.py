@@ -117,6 +117,8 @@ class SegmenterAdapter(nn.Module):
         ModelError: an output without logits, of another class count or of another stride;
             probabilities taken for logits or the reverse; a size the network does not take.
 
+    A network in bfloat16 or float16 is given images of that type, and answers in it.
+
     Examples:
         >>> import torch, torchvision
         >>> net = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
@@ -144,6 +146,8 @@ class SegmenterAdapter(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise InputError(f"SegmenterAdapter: model is a {type(model).__name__}; give the built nn.Module")
+        if hasattr(type(model), "stride") and isinstance(getattr(model, "mean", None), Tensor):
+            raise InputError(f"SegmenterAdapter: {type(model).__name__} is a segmenter already and normalises itself; use it as it is, freeze(model)")
         if num_classes < 2:
             raise InputError(
                 f"SegmenterAdapter: num_classes {num_classes}; need at least 2 (one sigmoid channel counts as 2)"
@@ -175,11 +179,15 @@ class SegmenterAdapter(nn.Module):
         if self._stride is None:
             side = -(-64 // self.size_multiple) * self.size_multiple
             modes = {module: module.training for module in self.model.modules()}
+            looked, self._looked = self._looked, True  # an image of one colour tells nothing of the scores of real ones
             self.model.eval()
-            with torch.no_grad():
-                logits = self(self.mean.clamp(0, 1).expand(1, 3, side, side))
-            for module, mode in modes.items():
-                module.training = mode
+            try:
+                with torch.no_grad():
+                    logits = self(self.mean.clamp(0, 1).expand(1, 3, side, side))
+            finally:
+                self._looked = looked
+                for module, mode in modes.items():
+                    module.training = mode
             self._stride = 0 if logits.shape[-1] == 1 else round(side / logits.shape[-1])
         return self._stride
 
@@ -188,6 +196,9 @@ class SegmenterAdapter(nn.Module):
         height, width = image.shape[-2:]
         padded = multiple_of(height, self.size_multiple), multiple_of(width, self.size_multiple)
         x = pad_edges((image - self.mean) / self.std, *padded)
+        own = next((parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()), x.dtype)
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(own)
         try:
             answer = self.model(x)
         except (RuntimeError, ValueError) as error:

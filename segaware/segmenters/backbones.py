@@ -152,9 +152,35 @@ class _EncoderLevels(nn.Module):
         self.strides = tuple(sorted(last))
         self._take = tuple(last[s] for s in self.strides)
         self.channels = tuple(channels[i] for i in self._take)
-        # multiples of 4 make the finest level H/4 with networks that round up and with those that round down
-        self.size_multiple, self.min_size = 4, self.strides[-1]
+        # multiples of 4 make the finest level H/4 with networks that round up and with those that round down;
+        # some add their branches only where all of them divide evenly
+        self.min_size = self.strides[-1]
+        self.size_multiple = next((multiple for multiple in (4, 32) if self._takes(multiple)), 0)
+        if not self.size_multiple:
+            raise ModelError(
+                f"backbone {name!r}: takes no image of 36 x 68 or of 64 x 96 pixels, or gives no maps (B, C, h, w) for them;"
+                " choose a convolutional network, or one that takes any size (resnet, mobilenet, convnext, ...)"
+            )
         self.mean, self.std = tuple(mean), tuple(std)
+
+    def _takes(self, multiple: int) -> bool:
+        """Whether sides of such multiples give the maps that are promised."""
+        height, width = {4: (36, 68), 32: (64, 96)}[multiple]
+        modes = {module: module.training for module in self.net.modules()}
+        like = next(self.net.parameters())
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                maps = self(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            return False
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return all(
+            level.ndim == 4 and level.shape[1] == channels and all(side // stride <= got <= -(-side // stride) for side, got in zip((height, width), level.shape[2:], strict=True))
+            for level, channels, stride in zip(maps, self.channels, self.strides, strict=True)
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         maps = self.net(image)
@@ -165,13 +191,15 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
     """A backbone by name: ``"resnet18"`` .. ``"resnet152"``, ``"squeezenet1_0"``, ``"timm:NAME"`` or ``"smp:NAME"``.
 
     Args:
-        name: torchvision's name, or timm's / smp's with their prefix.
+        name: torchvision's name, or timm's / smp's with their prefix: networks whose maps are ``(B, C, h, w)``
+            and that take any size, or any multiple of 32.
         weights: None = random; ``"imagenet"`` = ask the library that has the network, which may
             download; else a safetensors or torch file with the library's own key names, whose
             classifier is left out and whose other keys must fit exactly.
 
     Raises:
-        ModelError: an unknown name, a network without a level at stride 4, or a library that does not load.
+        ModelError: an unknown name, a network without a level at stride 4 or of one fixed size, or a library
+            that does not load.
         WeightsError: a file that is missing, damaged or of another network.
     """
     download = weights == "imagenet"
@@ -216,7 +244,22 @@ def _smp(encoder: str, name: str, download: bool) -> _EncoderLevels:
             f"unknown backbone {name!r} ({error}); {closest(encoder, smp.encoders.get_encoder_names())}"
         ) from error
     channels = list(net.out_channels)
-    return _EncoderLevels(net, channels, [2**i for i in range(len(channels))], IMAGENET_MEAN, IMAGENET_STD, name)
+    mean, std = encoder_normalisation(encoder, "imagenet" if download else None)
+    return _EncoderLevels(net, channels, [2**i for i in range(len(channels))], mean, std, name)
+
+
+def encoder_normalisation(encoder: str, weights: str | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation that an encoder of smp was made for; ImageNet's where smp would have to fetch the answer."""
+    if weights is None and not encoder.startswith("tu-"):
+        return IMAGENET_MEAN, IMAGENET_STD
+    smp = load_library("segmentation_models_pytorch")
+    try:
+        stated = smp.encoders.get_preprocessing_params(encoder, weights or "imagenet")
+    except (KeyError, ValueError, AttributeError, RuntimeError):  # random weights of a network that smp has none for
+        return IMAGENET_MEAN, IMAGENET_STD
+    scale = float(max(stated.get("input_range") or (0, 1)))
+    mean, std = stated.get("mean") or IMAGENET_MEAN, stated.get("std") or IMAGENET_STD
+    return tuple(v / scale for v in mean), tuple(v / scale for v in std)
 
 
 def _load(net: nn.Module, weights: str | os.PathLike[str], name: str) -> None:
@@ -244,6 +287,10 @@ def _load(net: nn.Module, weights: str | os.PathLike[str], name: str) -> None:
             f"backbone weights {file}: damaged or not a plain state dict ({error}); fetch it again"
         ) from error
     expected = net.state_dict()
+    tops = {key.partition(".")[0] for key in expected}
+    # timm's features_only has stages_0 for stages.0
+    state = {key if key.partition(".")[0] in tops or key.replace(".", "_", 1).partition(".")[0] not in tops else key.replace(".", "_", 1): value
+             for key, value in state.items()}  # fmt: skip
     # what hangs behind the features (classifier, fc, head, ...) is named by its own top-level module
     own = {key.partition(".")[0] for key in expected}
     state = {key: value for key, value in state.items() if key.partition(".")[0] in own}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segaware.errors import InputError, ModelError
 from segaware.pretrained import Pretrained
 from segaware.segmenters.adapters import SegmenterAdapter
-from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, load_library
+from segaware.segmenters.backbones import encoder_normalisation, load_library
 
 __all__ = ["SMPSegmenter"]
 
@@ -31,7 +31,7 @@ class SMPSegmenter(SegmenterAdapter, Pretrained):
         weights: of the encoder: None = random; a name that smp knows (``"imagenet"``) = fetched by
             smp. Only the latter may download.
         options: what else smp's constructor takes, such as ``{"decoder_channels": [96, 48, 32, 16]}``.
-        mean, std: normalisation of the input inside; None = ImageNet's.
+        mean, std: normalisation of the input inside; None = what the encoder was made for, as smp states it.
         class_names: K names, or None.
 
     Shape: ``(B, 3, H, W)`` in [0, 1], any H, W from 1 x 1 -> logits, as fine as the network gives them
@@ -51,17 +51,20 @@ class SMPSegmenter(SegmenterAdapter, Pretrained):
         weights: str | None = None,
         *,
         options: Mapping[str, Any] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         options = dict(options or {})
         taken = sorted(set(options) & set(_OURS))
         if taken:
             raise InputError(f"SMPSegmenter: options {', '.join(taken)}: set by arguments of their own; take them out")
+        network = _build(architecture, encoder, depth, weights, num_classes, options)
+        if mean is None or std is None:
+            stated = encoder_normalisation(encoder, weights)
+            mean, std = stated[0] if mean is None else mean, stated[1] if std is None else std
         super().__init__(
-            _build(architecture, encoder, depth, weights, num_classes, options),
-            num_classes, mean=mean, std=std, class_names=class_names, trainable=True,
+            network, num_classes, mean=mean, std=std, class_names=class_names, trainable=True,
         )  # fmt: skip
         # no weights here: a saved model carries its own
         self.config = {

@@ -132,8 +132,10 @@ def stack_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Con
     prefix, layers, stack = _stack(state, "DnCNN")
     first, last = stack[0], stack[-1]
     norm = any("running_var" in layer for layer in layers.values())
-    kair = prefix == "model" and "bias" in layers[first]
-    eps = bn_eps if bn_eps is not None else (1e-4 if kair else _EPS)
+    if bn_eps is not None and not norm:
+        raise InputError("this file's batch normalisation is merged already, or was never there; leave bn_eps out")
+    zhang = prefix in ("model", "dncnn") and "bias" in layers[first]  # KAIR, and its author's DnCNN before it
+    eps = bn_eps if bn_eps is not None else (1e-4 if zhang else _EPS)
     channels = _check_shapes([layers[i]["weight"] for i in stack], "DnCNN", lambda out: out)
     biased = [i for i in (first, last) if "bias" in layers[i]]
     result: State = {}
@@ -179,6 +181,8 @@ def stack_ffdnet(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Co
 
 def deepinv_dncnn(state: Mapping[str, Tensor], bn_eps: float | None = None) -> Conversion:
     """DnCNN from deepinv's, which has no normalisation and adds what its last convolution says."""
+    if bn_eps is not None:
+        raise InputError("deepinv's DnCNN has no batch normalisation; leave bn_eps out")
     prefix = next(key for key in state if key.endswith("in_conv.weight")).removesuffix("in_conv.weight")
     inner = sum(key.startswith(f"{prefix}conv_list.") and key.endswith(".weight") for key in state)
     names = ["in_conv", *(f"conv_list.{i}" for i in range(inner)), "out_conv"]
@@ -231,11 +235,15 @@ def _stack(state: Mapping[str, Tensor], wanted: str) -> tuple[str, dict[int, Sta
     biased = {index for index in stack if "bias" in layers.get(index, {})}
     ends = {0, last}
     expected = {_key(prefix, index) + "weight" for index in stack}
-    expected |= {_key(prefix, index) + "bias" for index in (stack if biased - ends else ends if biased else ())}
+    expected |= {_key(prefix, index) + "bias" for index in (stack if biased - ends else biased)}
     if norm:
         expected |= {f"{_key(prefix, index + 1)}{name}" for index in stack[1:-1] for name in _NORM}
     counters = {key for key in state if key.endswith("num_batches_tracked")}
     compare(expected, set(state) - counters, state, wanted)
+    for index, layer in layers.items():
+        here = layer["weight"].shape[:1]
+        if odd := [name for name, value in layer.items() if name != "weight" and value.shape != here]:
+            raise WeightsError(f"{_key(prefix, index)}{odd[0]} has the shape {tuple(layer[odd[0]].shape)} beside {here[0]} channels; the file is damaged")
     return prefix, layers, stack
 
 

@@ -36,6 +36,8 @@ def official_hrnet(state: Mapping[str, Tensor], bn_eps: float | None = None) -> 
     if head is None:
         compare({"last_layer.0.weight", "last_layer.3.weight"}, set(state), state, "HRNetSegmenter")
     assert head is not None
+    if head.ndim != 4:
+        raise WeightsError(f"last_layer.3.weight has the shape {tuple(head.shape)}; a convolution has four; the file is damaged")
     return Conversion("official HRNet", {"num_classes": head.shape[0]}, found, len(found))
 
 

@@ -8,8 +8,10 @@ import torch
 import torchvision
 from torch import nn
 
+from segaware import FPNSegmenter, SMPSegmenter
 from segaware.contracts import Segmenter
 from segaware.errors import InputError, ModelError
+from segaware.evaluation.judges import Judge
 from segaware.losses.jacobian import JacobianLoss
 from segaware.segmenters.adapters import SegmenterAdapter, freeze, read_logits
 
@@ -173,8 +175,31 @@ def test_sigmoids_are_not_taken_for_logits():
         image = torch.rand(1, 3, 16, 16)
         with pytest.raises(ModelError, match="as sigmoids give them: give from_logits=False"):
             SegmenterAdapter(net, classes)(image)
+        measured = SegmenterAdapter(net, classes)
+        assert measured.stride == 1  # of an image of one colour, which tells nothing of the scores
+        with pytest.raises(ModelError, match="as sigmoids give them"):
+            measured(image)
+        with pytest.raises(ModelError, match="as sigmoids give them"):
+            Judge("one", SegmenterAdapter(net, classes))(image[0])
         assert SegmenterAdapter(net, classes, from_logits=False)(image).amax() <= 0
         assert SegmenterAdapter(net, classes, from_logits=True)(image).shape[1] == classes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_another_type_is_given_its_own(dtype):
+    net = nn.Conv2d(3, 4, 1).to(dtype)
+    image = torch.rand(1, 3, 40, 56)
+    adapter = SegmenterAdapter(net, 4)
+    assert adapter(image).dtype == dtype
+    torch.testing.assert_close(adapter(image).float(), net.float()((image - adapter.mean) / adapter.std), rtol=0.05, atol=0.05)
+
+
+def test_a_segmenter_is_not_wrapped_again():
+    """It normalises itself: the logits would be those of an image normalised twice."""
+    with pytest.raises(InputError, match="SMPSegmenter is a segmenter already .* use it as it is"):
+        SegmenterAdapter(SMPSegmenter(3, encoder="resnet18"), 3)
+    with pytest.raises(InputError, match="FPNSegmenter is a segmenter already"):
+        SegmenterAdapter(FPNSegmenter(3, "squeezenet1_0", width=4), 3)
 
 
 def test_what_torch_cannot_do_is_no_matter_of_size():

@@ -19,6 +19,27 @@ def net(request):
     return FPNSegmenter(5, request.param, width=16, head="trained").eval()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (48, 48), (70, 50)])
+def test_networks_that_add_maps_only_where_all_divide_evenly(size):
+    """Built, and then no image of 48 x 48 went in."""
+    net = FPNSegmenter(3, "timm:hrnet_w18_small", width=4, head="trained").eval()
+    assert net.backbone.size_multiple == 32
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, *size)).shape == (1, 3, -(-size[0] // 4), -(-size[1] // 4))
+
+
+@pytest.mark.parametrize("backbone", ["timm:swin_tiny_patch4_window7_224", "timm:coat_lite_tiny"])
+def test_networks_of_one_size_are_refused_at_once(backbone):
+    with pytest.raises(ModelError, match="takes no image of 36 x 68 or of 64 x 96 pixels"):
+        FPNSegmenter(3, backbone, width=4)
+
+
+@pytest.mark.parametrize(("backbone", "mean"), [("smp:tu-tf_efficientnetv2_b0", 0.485), ("smp:tu-tf_efficientnetv2_s", 0.5), ("smp:tu-mobilevit_xxs", 0.0)])
+def test_smp_s_encoders_are_normalised_as_smp_states(backbone, mean):
+    """Not as ImageNet is usually: with fetched weights that is another network's input."""
+    assert FPNSegmenter(3, backbone, width=4).mean.flatten()[0].item() == pytest.approx(mean)
+
+
 @pytest.mark.parametrize("classes", [10, 15, 20, 21, 22, 25, 40])
 def test_head_and_backbone_have_the_papers_parameters(classes):
     with torch.device("meta"):

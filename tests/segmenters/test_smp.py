@@ -28,6 +28,13 @@ def test_any_size_gives_as_many_logits_as_pixels(size, depth):
     assert logits.shape == (2, 5, *size) and torch.isfinite(logits).all() and net.stride == 1
 
 
+def test_normalisation_is_the_encoder_s_unless_given():
+    plain = SMPSegmenter(3, "Unet", "tu-mobilevit_xxs", 5, options={"decoder_channels": [8] * 5})
+    assert plain.config["mean"] == [0.0] * 3 and plain.config["std"] == [1.0] * 3 and plain.mean.abs().max() == 0
+    given = SMPSegmenter(3, **TINY, mean=[0.1, 0.2, 0.3], std=None)
+    assert given.config["mean"] == [0.1, 0.2, 0.3] and given.config["std"] == pytest.approx([0.229, 0.224, 0.225])
+
+
 def test_networks_that_want_multiples_of_32_get_them():
     net = SMPSegmenter(4, "Linknet", "resnet18").eval()
     assert net.size_multiple == 32 and net.stride == 1

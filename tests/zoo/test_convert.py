@@ -71,6 +71,34 @@ def test_layout_of_kair(tmp_path, channels, norm, eps, option):
     assert model.config["bias"] is True and found.layout.startswith("KAIR")
 
 
+def test_layout_of_its_author_in_pytorch(tmp_path):
+    """Zhang's DnCNN: a bias at the first convolution alone, and an epsilon of 1e-4."""
+    network = stack(norm=True, eps=1e-4)
+    network[0].bias = nn.Parameter(torch.randn(6))
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_var, 1e-5, 1e-4)  # small, so that the epsilon shows
+    model, found = converted(tmp_path, saved(tmp_path / "a.pth", network, "dncnn."))
+    image = noisy()
+    torch.testing.assert_close(model(image), image - network(image), rtol=1e-4, atol=1e-4)
+    assert model.config["bias"] is True
+
+
+@pytest.mark.parametrize(("key", "shape"), [("model.2.bias", (1,)), ("model.2.bias", (5,)), ("model.3.running_mean", (1,)), ("model.0.bias", ())])
+def test_vectors_of_another_length_are_refused(tmp_path, key, shape):
+    state = {f"model.{name}": value for name, value in stack(norm=True, bias=True).state_dict().items()}
+    torch.save(state | {key: torch.zeros(shape)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=rf"{key} has the shape .* beside 6 channels"):
+        convert_file(tmp_path / "a.pth", "DnCNN", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_epsilon_without_normalisation_is_refused(tmp_path):
+    file = saved(tmp_path / "a.pth", stack(norm=False, bias=True), "model.")
+    with pytest.raises(InputError, match="leave bn_eps out"):
+        convert_file(file, "DnCNN", tmp_path / "model", bn_eps=0.5)
+
+
 def test_small_variances_tell_one_epsilon_from_another(tmp_path):
     """The test above could not fail were the variances large."""
     network = stack(norm=True, bias=True, eps=1e-4)
