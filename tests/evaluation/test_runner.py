@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import shutil
@@ -16,6 +17,7 @@ from segaware.evaluation.sources import open_source
 from segaware.evaluation.summary import summarise
 from segaware.evaluation.verdict import findings, headline
 from segaware.metrics import psnr
+from segaware.task_metrics import confusion_matrix
 
 RGB = ("red", "green", "blue")
 
@@ -178,6 +180,40 @@ def test_labels_and_judges(labelled, thirds):
     changed = next(m for m in results.measures if m.key == "changed:Thirds")
     same = results.data(changed, 0, 1)
     assert (same.sum((1, 2)) == 40 * 56).all() and same.sum() == np.trace(same.sum(0))
+
+
+def test_what_a_judge_sees_by_hand(labelled, thirds):
+    """Of the image that is judged, clamped, enlarged bilinearly; the noisy one's figures are not the denoised one's."""
+    source = open_source(labelled, classes=RGB)
+    far = Function("far", lambda noisy, sigma: 1.8 * noisy.flip(-3) - 0.4)  # colours in turn, and beyond white
+    results = evaluate(source, [far], Protocol(noises=(Noise(sigma=40),)), judges=[thirds])
+    labels = next(m for m in results.measures if m.key == "miou:Thirds")
+    same = next(m for m in results.measures if m.key == "consistency:Thirds")
+
+    def seen(image):
+        logits = thirds(image.clamp(0, 1)[None])
+        return torch.nn.functional.interpolate(logits, size=image.shape[1:], mode="bilinear", align_corners=False)[0].argmax(0)
+
+    for index, item in enumerate(source):
+        sample = source.load(item)
+        noisy = Protocol().noisy(sample.clean, Noise(sigma=40), name=item.name, index=index)
+        for column, image in enumerate((noisy, 1.8 * noisy.flip(-3) - 0.4)):
+            wanted = confusion_matrix(seen(image)[None], sample.labels[None], 3)[0]
+            assert np.array_equal(results.data(labels, column, 0)[index], wanted.numpy())
+            wanted = confusion_matrix(seen(image)[None], seen(sample.clean)[None], 3)[0]
+            assert np.array_equal(results.data(same, column, 0)[index], wanted.numpy())
+    first, second = (results.data(labels, column, 0).sum(0) for column in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_blocks_of_a_video_are_units(folder):
+    source = open_source(folder)
+    for block, own, known in ((6, None, False), (1, None, True), (6, 1, True), (1, 6, False)):
+        protocol = Protocol(metrics=("psnr",)) if own is None else Protocol(metrics=("psnr",), block=own)
+        results = evaluate(dataclasses.replace(source, block=block), [Counted()], protocol)
+        assert results.block == (block if own is None else own)
+        entry = summarise(results).entry("psnr", results.noises[0], "half")
+        assert np.isnan(entry.low) != known  # all of them one block: nothing to say
 
 
 def test_a_judge_of_other_classes(labelled, thirds):

@@ -153,6 +153,15 @@ def test_tests_on_blocks():
     assert blocks.p_t > alone.p_t
 
 
+def test_blocks_widen_the_difference_as_well():
+    gains = np.repeat(np.random.default_rng(3).normal(0.3, 1, 5), 10)
+    weights = resample(50, block=10)
+    as_images, as_blocks = (compare(gains, np.zeros(50), weights, block=b) for b in (1, 10))
+    assert as_blocks.high - as_blocks.low > 1.1 * (as_images.high - as_images.low)  # five are few, whatever they hold
+    one = compare(gains[:10], np.zeros(10), resample(10, block=10), block=10)
+    assert np.isnan([one.low, one.high]).all()
+
+
 def test_paired_tests_are_scipys():
     gaps = np.random.default_rng(0).normal(0.5, 1, 15)
     assert wilcoxon(gaps) == pytest.approx(stats.wilcoxon(gaps).pvalue)

@@ -161,13 +161,25 @@ def test_two_processes_write_and_one_shard_has_one(path):
         with pytest.raises(InputError, match="another process is at shard 1/2"):
             Manifest(path, RUN, Shard(1, 2))
     finally:
+        for process in (one, two):  # both go before the first is waited for
+            process.stdin.write("go\n")
+            process.stdin.flush()
         for process in (one, two):
-            process.communicate("go\n", timeout=60)
+            process.communicate(timeout=60)
     assert one.returncode == two.returncode == 0
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert sum("run" in record for record in records) == 1
     assert sorted(r["file"] for r in records[1:]) == sorted(f"{i}-{n}" for i in (1, 2) for n in range(200))
     Manifest(path, RUN, Shard(1, 2)).close()  # free again
+
+
+def test_what_the_system_writes_in_pieces_is_whole(path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    with Manifest(path, RUN, ONE) as manifest:
+        for index in range(3):
+            manifest.add(done(f"{index}.png"))
+    assert [json.loads(line).get("file") for line in path.read_text().splitlines()] == [None, "0.png", "1.png", "2.png"]
 
 
 def test_places_that_cannot_be(tmp_path, path, monkeypatch):

@@ -25,6 +25,11 @@ class TestByPrediction(LossTester):
         value.backward()
         assert value.abs() < 1e-6 and denoised.grad.abs().max() < 1e-6
 
+    def test_it_is_the_function_with_its_temperature(self, segmenter, loss, noisy, clean):
+        expected = consistency(segmenter(noisy), segmenter(clean), temperature=2.0)
+        assert torch.equal(loss(noisy, clean=clean), expected)
+        assert not torch.isclose(expected, consistency(segmenter(noisy), segmenter(clean)), rtol=1e-3)
+
     def test_a_constant_image_does_not_please_it(self, loss, clean):
         assert loss(clean.mean((2, 3), keepdim=True).expand_as(clean), clean=clean) > 1e-4
 

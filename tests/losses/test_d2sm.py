@@ -129,6 +129,33 @@ def test_the_queue_fills_wraps_and_is_left_alone_without_gradient(segmenter):
     assert loss.memory is before
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reduction": "entry"}, {"temperature": 0.5}, {"anchors": "clean"}, {"anchors": "clean", "temperature": 0.5}, {"normalize": "imagenet"}, {"patch": 4}],
+    ids=str,
+)
+def test_the_loss_is_the_formula_of_rows_memory_and_options(segmenter, options):
+    loss = D2SMLoss(segmenter, queue=5, **options)
+    steps(loss, 2)
+    remembered = loss.memory.clone()
+    clean = torch.rand(2, 3, 8, 8)
+    denoised = (clean**2).requires_grad_()
+
+    def rows(images):
+        if options.get("patch"):
+            images = torch.stack([image[:, y : y + 4, x : x + 4] for image in images for y in (0, 4) for x in (0, 4)])
+        if options.get("normalize"):
+            images = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        return segmenter(images).flatten(1)
+
+    form = {key: value for key, value in options.items() if key in ("reduction", "temperature", "anchors")}
+    expected = d2sm(rows(denoised), rows(clean), remembered, **form)
+    value = loss(denoised, clean=clean)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-9)
+    alone = d2sm(rows(denoised), rows(clean), **form)
+    assert float((alone - expected).detach().abs()) > 1e-3 * float(expected.detach())  # the memory counts
+
+
 def test_state_dict_round_trip_goes_on_as_it_was(segmenter):
     loss, straight = D2SMLoss(segmenter, queue=5), D2SMLoss(segmenter, queue=5)
     expected = steps(straight, 5)

@@ -54,6 +54,15 @@ class TestTeacher(LossTester):
             loss(noisy)
 
 
+@pytest.mark.parametrize("focus", [0.0, 2.0])
+def test_the_loss_is_the_function_of_its_teacher_and_focus(segmenter, focus):
+    noisy, clean = torch.rand(2, 3, 12, 16), torch.rand(2, 3, 12, 16)
+    own, taught = PseudoLabelLoss(segmenter, focus=focus), PseudoLabelLoss(segmenter, focus=focus, teacher="self")
+    assert torch.equal(own(noisy), pseudo_label(segmenter(noisy), focus=focus))
+    assert torch.equal(taught(noisy, clean=clean), pseudo_label(segmenter(noisy), segmenter(clean), focus=focus))
+    assert taught(noisy, clean=clean) > own(noisy)  # another image's decision
+
+
 def test_uniform_is_the_released_value():
     logits = torch.zeros(1, 21, 2, 2)
     assert float(pseudo_label(logits)) == pytest.approx((1 - 1 / 21) ** 2 * math.log(21))

@@ -30,6 +30,14 @@ class TestSensitivityLoss(LossTester):
         assert torch.equal(loss(noisy, clean=clean), self.call(loss, noisy, clean))
         assert not torch.equal(loss(noisy, clean=clean), self.call(loss, noisy, clean))
 
+    @pytest.mark.parametrize(("floor", "clip"), [(0.1, 10.0), (0.9, 1.1), (0.0, 3.0)])
+    def test_it_is_the_weighted_squares_with_its_range(self, segmenter, noisy, clean, floor, clip):
+        value = self.call(SensitivityLoss(segmenter, floor=floor, clip=clip, probes=3), noisy, clean)
+        torch.manual_seed(7)
+        weights = weights_of(sensitivity(segmenter, clean, probes=3), floor=floor, clip=clip)
+        assert float(weights.min()) >= floor - 1e-6 and float(weights.max()) <= clip + 1e-6
+        torch.testing.assert_close(value, weighted_fidelity(noisy, clean, weights))
+
     def test_gray_images_are_repeated(self, loss, noisy, clean):
         # not equal to three channels that are alike: a gray pixel moves all three of them together
         assert self.call(loss, noisy[:, :1], clean[:, :1]) > 0

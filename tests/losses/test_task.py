@@ -28,6 +28,17 @@ class TestLabelsReduced(LossTester):
             loss(noisy)
 
 
+@pytest.mark.parametrize("resize", ["logits", "labels"])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 4.0, 50.0]])
+def test_the_loss_is_the_function_with_its_options(segmenter, resize, weights):
+    image, labels = torch.rand(2, 3, 12, 16), torch.randint(0, 5, (2, 12, 16))
+    loss = TaskLoss(segmenter, class_weights=weights, resize=resize)
+    expected = task(segmenter(image), labels, class_weights=None if weights is None else torch.tensor(weights), resize=resize)
+    assert torch.equal(loss(image, labels=labels), expected)
+    if weights:
+        assert not torch.isclose(expected, task(segmenter(image), labels, resize=resize), rtol=1e-4)
+
+
 def test_uniform_is_log_k():
     assert float(task(torch.zeros(2, 21, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8))) == pytest.approx(math.log(21))
 

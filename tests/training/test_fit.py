@@ -62,7 +62,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_stopped_run_equals_one_that_never_stopped(tmp_path, optimizer, precision):
     recipe = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, ema=0.9, clip_norm=10.0)
-    whole = fit(SegAwareWrapper(small_net(), ()), images(), recipe, tmp_path / "whole", validation=images(1), progress=False)
+
+    class Counting(list):
+        def __init__(self, reads):
+            super().__init__(images())
+            self.reads = reads
+
+        def __getitem__(self, index):
+            self.reads.append(index)
+            return super().__getitem__(index)
+
+    first, again = [], []
+    whole = fit(SegAwareWrapper(small_net(), ()), Counting(first), recipe, tmp_path / "whole", validation=images(1), progress=False)
 
     class Stop(Exception):
         pass
@@ -82,7 +93,8 @@ def test_a_stopped_run_equals_one_that_never_stopped(tmp_path, optimizer, precis
         fit(SegAwareWrapper(small_net(), ()), Stopping(images()), recipe, tmp_path / "cut", validation=images(1), progress=False)
     assert checkpoint.latest(tmp_path / "cut").name == "checkpoint-5"
     torch.manual_seed(99)  # whatever else happened in between
-    cut = fit(SegAwareWrapper(small_net(), ()), images(), recipe, tmp_path / "cut", validation=images(1), progress=False)
+    cut = fit(SegAwareWrapper(small_net(), ()), Counting(again), recipe, tmp_path / "cut", validation=images(1), progress=False)
+    assert len(first) - len(again) == 2 * 5  # from the checkpoint on, not from the start
     assert cut.step == whole.step == 12
     assert same(weights(whole.model), weights(cut.model))
     assert cut.psnr == whole.psnr
@@ -99,23 +111,32 @@ import sys, torch
 sys.path[:0] = {path!r}
 from test_fit import *
 recipe = dataclasses.replace(SMALL, steps=60, checkpoint_every=7, optimizer="muon", ema=0.9)
+if {hold}:  # to be killed between two checkpoints, whatever the machine is at
+    calls = []
+    original = SegAwareWrapper.forward
+    def forward(self, *args, **options):
+        calls.append(None)
+        if len(calls) == 10:
+            time.sleep(600)
+        return original(self, *args, **options)
+    SegAwareWrapper.forward = forward
 fit(SegAwareWrapper(small_net(), ()), images(), recipe, {out!r}, progress=False)
 """
 
 
 def test_killed_and_resumed(tmp_path):
-    def run(out):
-        code = SCRIPT.format(path=[str(Path(__file__).parent), *sys.path], out=str(out))
+    def run(out, hold=False):
+        code = SCRIPT.format(path=[str(Path(__file__).parent), *sys.path], out=str(out), hold=hold)
         return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     assert run(tmp_path / "whole").wait() == 0
-    process = run(tmp_path / "killed")
+    process = run(tmp_path / "killed", hold=True)
     deadline = time.monotonic() + 120
     while checkpoint.latest(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL) if hasattr(signal, "SIGKILL") else process.kill()
-    process.wait()
-    assert checkpoint.latest(tmp_path / "killed") is not None
+    assert process.wait(60) != 0 and not (tmp_path / "killed/model").exists()
+    assert checkpoint.latest(tmp_path / "killed").name == "checkpoint-7"
     assert run(tmp_path / "killed").wait() == 0
     assert same(weights(tmp_path / "whole/model"), weights(tmp_path / "killed/model"))
 
@@ -316,6 +337,26 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path):
         checkpoint.save(tmp_path, step, tensors, optimizer, record)
         assert [p.name for p in tmp_path.glob("*checkpoint-*")] == [f"checkpoint-{step}"]
         assert same(checkpoint.load(checkpoint.latest(tmp_path))[0]["model"], tensors["model"])
+
+
+@pytest.mark.parametrize("part", ["save_file", "os.replace"])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, part):
+    owner, name = (checkpoint, part) if part == "save_file" else (checkpoint.os, "replace")
+    original, calls = getattr(owner, name), []
+
+    def full(*args, **options):
+        if "checkpoint-5" not in str(args) and "checkpoint" in str(args):
+            calls.append(args)
+            raise OSError(28, "No space left on device")
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises((TrainingError, OSError), match="No space left"):
+        fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False)
+    assert calls and checkpoint.latest(tmp_path).name == "checkpoint-5"
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "checkpoint-5")[2]["step"] == 5
+    assert fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False).step == 12
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

@@ -73,10 +73,11 @@ def test_it_trains_every_stage_and_saves_the_cascade(whole):
 
 def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeypatch):
     """Dies at the third step of some stages, once; the same call goes on each time."""
-    died = set()
+    died, steps = set(), {}
     original = StageRun._loss
 
     def loss(self, *args):
+        steps[self.entry.name] = steps.get(self.entry.name, 0) + 1
         self.calls = getattr(self, "calls", 0) + 1
         if self.calls == 3 and self.entry.name in ("S1", "D1", "S3") and self.entry.name not in died:
             died.add(self.entry.name)
@@ -92,6 +93,8 @@ def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeyp
             continue
     assert died == {"S1", "D1", "S3"}
     assert same(cascade, whole[1])
+    rows = {name: len((tmp_path / name / "log.jsonl").read_text().splitlines()) for name in steps}
+    assert steps == {name: rows[name] + (name in died) for name in steps}  # went on: the step that was cut is all that was repeated
 
 
 def test_muon_steps_matrices_at_twice_the_rate_and_resumes(frames, tmp_path, monkeypatch):
