@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from segaware.errors import InputError, ModelError, WeightsError, closest
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "build_backbone", "load_library"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "build_backbone", "encoder_normalisation", "load_library"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -60,8 +60,20 @@ def test_a_folder_and_what_is_there_already(run, tmp_path):
     (here / "maps/b.png").unlink()
     (here / "maps/deep/c.png").write_bytes(b"mine")
     assert run("in", "-o", "out", "--save-segmentation", "maps").stdout == "done 1, skipped 1, failed 0\n"
+
     assert (here / "out/b.jpg").read_bytes() == b"mine" == (here / "maps/deep/c.png").read_bytes()
     assert PILImage.open(here / "maps/b.png").mode == "P"
+
+
+def test_with_a_manifest_a_lost_map_is_made_again(run, tmp_path):
+    here = tmp_path / "work"
+    call = ("in", "-o", "out", "--save-segmentation", "maps", "--manifest", "run.jsonl")
+    assert run(*call).stdout == "done 2, skipped 0, failed 0\n"
+    made = (here / "maps/b.png").read_bytes()
+    (here / "maps/b.png").unlink()
+    assert run(*call).stdout == "done 1, skipped 1, failed 0\n"
+    assert (here / "maps/b.png").read_bytes() == made
+    assert run(*call).stdout == "done 0, skipped 2, failed 0\n"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from PIL import Image
 
 from segaware.errors import EvaluationError
 from segaware.evaluation.contestants import Function, Model
+from segaware.evaluation.judges import default_judges
 from segaware.evaluation.pictures import Pictures, folder_of
 from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.runner import evaluate
-from segaware.evaluation.sources import open_source
+from segaware.evaluation.sources import CAMVID_CLASSES, open_source
 from segaware.evaluation.summary import summarise
 from segaware.evaluation.verdict import findings, headline
 from segaware.metrics import psnr
@@ -180,6 +181,13 @@ def test_labels_and_judges(labelled, thirds):
     changed = next(m for m in results.measures if m.key == "changed:Thirds")
     same = results.data(changed, 0, 1)
     assert (same.sum((1, 2)) == 40 * 56).all() and same.sum() == np.trace(same.sum(0))
+
+
+def test_the_judges_that_nobody_names(folder, labelled):
+    wanted = ["deeplab-camvid", "hrnet-camvid", "unet-camvid"]
+    assert sorted(default_judges(open_source(folder))) == wanted  # those that never train a denoiser
+    assert sorted(default_judges(dataclasses.replace(open_source(folder), classes=CAMVID_CLASSES))) == wanted
+    assert default_judges(open_source(labelled, classes=RGB)) == []  # labels they do not know
 
 
 def test_what_a_judge_sees_by_hand(labelled, thirds):

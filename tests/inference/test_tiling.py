@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segaware.contracts import DenoiserInfo
@@ -10,6 +10,7 @@ from segaware.inference.tiling import Box, halo, spans, tiles
 grids = st.sampled_from([1, 2, 3, 4, 8])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(0, 12), grids)
 def test_tiles(height, width, core, steps, multiple):
     reach = steps * multiple
@@ -31,6 +32,7 @@ def test_tiles(height, width, core, steps, multiple):
     assert (covered == 1).all()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.integers(1, 600), grids)
 def test_the_fewest_pieces_of_about_one_length(size, core, multiple):
     lengths = [stop - start for start, stop, _, _ in spans(size, core=core, halo=0, multiple=multiple)]

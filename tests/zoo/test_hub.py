@@ -238,6 +238,18 @@ def test_the_catalog(hub, cache, monkeypatch):
         from_pretrained("dncnn-lage", cache_dir=cache)
 
 
+def test_the_catalog_takes_pinned_commits_alone(tmp_path, monkeypatch):
+    from segaware.zoo import catalog as module
+
+    file = tmp_path / "catalog.json"
+    monkeypatch.setattr(module, "_FILE", file)
+    file.write_text(json.dumps({"a": {"repo": "o/n", "revision": "0" * 40, "sha256": {}}}), encoding="utf-8")
+    assert module.catalog() == {"a": Entry("o/n", "0" * 40, {})}
+    file.write_text(json.dumps({"a": {"repo": "o/n", "revision": "main", "sha256": {}}}), encoding="utf-8")
+    with pytest.raises(AssertionError, match="a is not pinned"):
+        module.catalog()
+
+
 def test_a_redirect_to_another_port_takes_no_token_along(hub, cache):
     hub.fault = "redirect"
     assert isinstance(load(cache, token="hf_secret"), DnCNN)
