@@ -67,7 +67,7 @@ def head(found: Found) -> list[str]:
     done = [f"{len(screen['runs'])} trainings of the screen ({', '.join(map(str, steps['screen']))} steps)"] if screen["runs"] else []
     if final["runs"]:
         done.append(f"{len(final['runs'])} of the final ({', '.join(map(str, steps['final']))} steps, seeds {', '.join(map(str, seeds))})")
-    out += [f"Done so far: {' and '.join(done) or 'nothing'}." + ("" if found.frames else " **The reported sets have not been measured yet.**"), ""]
+    out += [f"Trained: {' and '.join(done) or 'nothing'}." + ("" if found.frames else " **The reported sets have not been measured yet.**"), ""]
     return out
 
 

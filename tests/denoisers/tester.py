@@ -184,7 +184,7 @@ class DenoiserTester:
             with torch.autocast("cpu", torch.bfloat16):
                 rounded = model(noisy, self.sigma(model))
         assert rounded.is_floating_point() and torch.isfinite(rounded).all()
-        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))  # some answer little as built
 
     def test_memory_layout_changes_nothing(self):
         model = self.make()
@@ -235,7 +235,7 @@ class DenoiserTester:
         if dtype == torch.float32:
             assert torch.equal(found, expected)
         else:
-            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
 
     def test_constructor_refuses(self, bad):
         with pytest.raises(InputError, match=self.cls.__name__):

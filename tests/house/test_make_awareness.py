@@ -210,7 +210,7 @@ def test_other_comparisons_beside_it(make, tmp_path):
 def test_nothing_yet(make):
     found = record()
     found["screen"], found["skipped"] = {"runs": [], "chosen": {}}, {}
-    assert "Done so far: nothing." in make.page(found)
+    assert "Trained: nothing." in make.page(found)
 
 
 def test_what_is_no_result(make, tmp_path):

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from segaware import DDFN, DeepLabSegmenter, HRNetSegmenter, from_pretrained
-from segaware.cascade import SDABN
+from segaware.cascade import SDABN, SDB
 from segaware.errors import TrainingError
+from segaware.noise import add_gaussian
+from segaware.task_metrics import confusion_matrix, mean_iou
 from segaware.training import checkpoint, stage_run
 from segaware.training.progressive import train_cascade
 from segaware.training.stage_run import StageRun
@@ -69,6 +71,27 @@ def test_it_trains_every_stage_and_saves_the_cascade(whole):
     assert list(measured) == names and "miou" in measured["S1"] and "psnr" in measured["D1"]
     rows = [json.loads(line) for line in (out / "D1/log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[0]["rate"] == 1e-3
+
+
+def test_what_a_stage_measures_by_hand(frames, tmp_path):
+    """It goes into cards: one matrix for the set without void, and the mean of the images' PSNR one pixel inside."""
+    held = [(image, labels.clone()) for image, labels in frames[:2]]
+    held[0][1][:8, :10] = 255
+    run(frames, tmp_path, stages=1, validation=held)
+    seeing, denoising = (from_pretrained(tmp_path / name / "model") for name in ("S1", "D1"))
+    matrix, values = torch.zeros(3, 3, dtype=torch.int64), []
+    with torch.no_grad():
+        for i, (image, labels) in enumerate(held):
+            clean = image[None] / 255
+            noisy = add_gaussian(clean, 50 / 255, generator=torch.Generator().manual_seed(i))
+            logits = nn.functional.interpolate(seeing(noisy), labels.shape, mode="bilinear", align_corners=False)
+            matrix += confusion_matrix(logits.argmax(1), labels[None].long(), 3)[0]
+            estimate = SDB(seeing, denoising).step(noisy, None).image
+            values.append(10 * torch.log10(1 / (estimate - clean)[..., 1:-1, 1:-1].square().mean()))
+    told = {name: json.loads((tmp_path / name / "model/config.json").read_text(encoding="utf-8"))["measured"] for name in ("S1", "D1")}
+    assert told["S1"]["miou"] == pytest.approx(100 * float(mean_iou(matrix)), abs=0.02)
+    assert told["D1"]["psnr"] == pytest.approx(float(sum(values)) / 2, abs=0.002)
+    assert abs(float(values[0] - values[1])) > 0.01
 
 
 def test_killed_anywhere_it_goes_on_to_the_same(frames, whole, tmp_path, monkeypatch):
