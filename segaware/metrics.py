@@ -163,13 +163,24 @@ def _window(planes: Tensor, weights: list[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to compare images: the arguments of :func:`psnr` and :func:`ssim`, to be stated with every figure."""
+    """One way to compare images: the arguments of :func:`psnr` and :func:`ssim`, to be stated with every figure.
+
+    Raises:
+        InputError: a plane, window or border that does not exist.
+    """
 
     color: str = "rgb"
     clamp: bool = False
     round_8bit: bool = False
     border: int = 0
     window: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("color", COLORS), ("window", WINDOWS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"convention: unknown {name} {getattr(self, name)!r}; {closest(str(getattr(self, name)), choices)}")
+        if not isinstance(self.border, int) or self.border < 0:
+            raise InputError(f"convention: border {self.border} must be a number of pixels, 0 or more")
 
     def psnr(self, estimate: Tensor, reference: Tensor, *, data_range: float = 1.0) -> Tensor:
         """:func:`psnr` under this convention, ``(B,)``."""

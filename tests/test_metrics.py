@@ -223,6 +223,12 @@ def test_presets_are_those_of_the_papers():
     assert PRESETS["liu"].psnr(estimate, reference).tolist() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("wrong", [{"color": "grey"}, {"window": "box"}, {"border": -1}, {"border": 1.5}])
+def test_conventions_that_do_not_exist(wrong):
+    with pytest.raises(InputError, match="convention: "):
+        Convention(**wrong)
+
+
 def test_conventions_say_what_they_are():
     texts = {name: found.describe() for name, found in PRESETS.items()}
     assert len(set(texts.values())) == len(texts)

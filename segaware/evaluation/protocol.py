@@ -53,6 +53,8 @@ class Noise:
             )
         if not (self.peak > 0 and math.isfinite(self.peak)):
             raise EvaluationError(f"noise peak {self.peak:g} must be positive: the photons at intensity 1, e.g. 255")
+        if self.sigma and "gaussian" not in self.kind:
+            raise EvaluationError(f"noise {self.kind!r} has no sigma ({self.sigma:g}); leave it out, or take 'poisson-gaussian'")
 
     @property
     def label(self) -> str:

@@ -66,6 +66,13 @@ def test_noise_words_that_mean_nothing(text):
         parse_noise(text)
 
 
+@pytest.mark.parametrize("kind", ["poisson", "none"])
+def test_a_sigma_that_nothing_uses_is_refused(kind):
+    """It would stand in the key of the cells, and in no noise."""
+    with pytest.raises(EvaluationError, match="has no sigma"):
+        Noise(kind, sigma=25)
+
+
 def test_level_that_is_told():
     assert Noise("gaussian", 51).level(CLEAN) == pytest.approx(0.2)
     assert Noise("poisson", peak=30).level(CLEAN) == pytest.approx(float(CLEAN.mean() / 30) ** 0.5)
