@@ -45,7 +45,7 @@ def built(name):
         "smp": lambda: SMPSegmenter(3, encoder="resnet18", options={"decoder_channels": [8] * 5}),
         "sdabn": lambda: SDABN([SDB(FPNSegmenter(3, "squeezenet1_0", width=4), DDFN(condition_channels=3, blocks=1))]),
     }[name]().eval()  # fmt: skip
-    if name in ("ddfn", "fpn", "fpn-resnet", "fpn-timm", "hrnet", "sdabn"):  # as built they answer next to nothing, whatever they see
+    if name in ("ddfn", "fpn", "fpn-resnet", "fpn-timm", "deeplab", "hrnet", "sdabn"):  # as built they answer next to nothing, whatever they see
         generator = torch.Generator().manual_seed(0)
         for weight in (value for value in model.parameters() if value.ndim == 4):
             nn.init.kaiming_normal_(weight, generator=generator)
