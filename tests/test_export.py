@@ -41,7 +41,7 @@ def built(name):
         "fpn-resnet": lambda: FPNSegmenter(3, "resnet18", width=8),
         "fpn-timm": lambda: FPNSegmenter(3, "timm:mobilenetv3_small_050", width=8),
         "deeplab": lambda: DeepLabSegmenter(3, width=8),
-        "hrnet": lambda: HRNetSegmenter(3, width=4),
+        "hrnet": lambda: HRNetSegmenter(3, width=4, modules=(1, 1, 1), blocks=1, bottlenecks=1),
         "smp": lambda: SMPSegmenter(3, encoder="resnet18", options={"decoder_channels": [8] * 5}),
         "sdabn": lambda: SDABN([SDB(FPNSegmenter(3, "squeezenet1_0", width=4), DDFN(condition_channels=3, blocks=1))]),
     }[name]().eval()  # fmt: skip
