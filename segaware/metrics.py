@@ -7,6 +7,7 @@ Each is an argument here; :data:`PRESETS` holds those of the papers, by name.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,8 @@ def psnr(
         tensor([20.], dtype=torch.float64)
     """
     _check(estimate, reference, data_range, color, border, side=1, where="psnr")
+    if not torch.compiler.is_compiling():
+        _check_scales(estimate, reference, data_range, "psnr")
     values = []
     for one, other in zip(_crop(estimate.detach(), border), _crop(reference.detach(), border), strict=True):
         total, count = 0.0, 0
@@ -161,6 +164,14 @@ def _window(planes: Tensor, weights: list[float]) -> Tensor:
     return planes
 
 
+def _whole(border: object) -> bool:
+    """A number of pixels, of NumPy's integers as well."""
+    try:
+        return operator.index(border) >= 0  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
 @dataclass(frozen=True)
 class Convention:
     """One way to compare images: the arguments of :func:`psnr` and :func:`ssim`, to be stated with every figure.
@@ -179,7 +190,7 @@ class Convention:
         for name, choices in (("color", COLORS), ("window", WINDOWS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"convention: unknown {name} {getattr(self, name)!r}; {closest(str(getattr(self, name)), choices)}")
-        if not isinstance(self.border, int) or self.border < 0:
+        if not _whole(self.border):
             raise InputError(f"convention: border {self.border} must be a number of pixels, 0 or more")
 
     def psnr(self, estimate: Tensor, reference: Tensor, *, data_range: float = 1.0) -> Tensor:
@@ -258,22 +269,28 @@ def _check(
             f"{where}: {estimate.dtype} and {reference.dtype} with data_range {data_range:g};"
             " for 8-bit values pass data_range=255"
         )
-    if estimate.is_floating_point() != reference.is_floating_point():
-        raise InputError(f"{where}: {estimate.dtype} and {reference.dtype}, which have other scales; bring both to one")
-    if float(reference.amax()) > 8 * data_range:
-        raise InputError(
-            f"{where}: a reference of values up to {float(reference.amax()):g} with data_range {data_range:g};"
-            " give the distance from black to white, 255 for 8-bit values"
-        )
     if color not in COLORS:
         raise InputError(f"{where}: unknown color {color!r}; {closest(color, COLORS)}")
-    if not isinstance(border, int) or border < 0:
+    if not _whole(border):
         raise InputError(f"{where}: border {border} must be a number of pixels, 0 or more")
     height, width = estimate.shape[2] - 2 * border, estimate.shape[3] - 2 * border
     if min(height, width) < side:
         raise InputError(
             f"{where}: {estimate.shape[2]} x {estimate.shape[3]} pixels with border {border} leave too little;"
             f" at least {side + 2 * border} x {side + 2 * border} are needed"
+        )
+
+
+def _check_scales(estimate: Tensor, reference: Tensor, data_range: float, where: str) -> None:
+    """Images on another scale than ``data_range``, as far as their values tell."""
+    for one, other in ((estimate, reference), (reference, estimate)):
+        if one.is_floating_point() and not other.is_floating_point() and float(one.amax()) <= 1 < float(other.amax()):
+            raise InputError(f"{where}: {estimate.dtype} and {reference.dtype}, which have other scales here; bring both to one")
+    top = float(reference.amax())
+    if top > 8 * data_range and float((reference > 8 * data_range).float().mean()) > 1e-3:
+        raise InputError(
+            f"{where}: a reference of values up to {top:g} with data_range {data_range:g};"
+            " give the distance from black to white, 255 for 8-bit values"
         )
 
 

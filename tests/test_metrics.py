@@ -252,9 +252,8 @@ IMAGE = torch.zeros(1, 3, 16, 16)
         (IMAGE, IMAGE, {"data_range": 0}, "positive"),
         (IMAGE, IMAGE, {"border": -1}, "0 or more"),
         (IMAGE, IMAGE, {"border": 2.0}, "number of pixels"),
+        (IMAGE, IMAGE, {"border": None}, "number of pixels"),
         (IMAGE, IMAGE, {"border": float("nan")}, "number of pixels"),
-        (IMAGE.byte(), IMAGE, {"data_range": 255}, "uint8 and torch.float32, which have other scales"),
-        (IMAGE, IMAGE + 200, {}, "values up to 200 with data_range 1; .* 255 for 8-bit"),
         (IMAGE.numpy(), IMAGE, {}, "expected tensors, got ndarray"),
         (IMAGE, IMAGE, {"border": 8}, r"at least (17|27) x"),
         (IMAGE, IMAGE, {"color": "grey"}, "'gray'"),
@@ -264,6 +263,28 @@ IMAGE = torch.zeros(1, 3, 16, 16)
 def test_refusals(measure, estimate, reference, options, repair):
     with pytest.raises(InputError, match=repair):
         measure(estimate, reference, **options)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "reference", "options", "repair"),
+    [
+        ((IMAGE + 90).byte(), IMAGE + 0.3, {"data_range": 255}, "uint8 and torch.float32, which have other scales"),
+        (IMAGE + 0.3, (IMAGE + 90).byte(), {"data_range": 255}, "which have other scales"),
+        (IMAGE, IMAGE + 200, {}, "values up to 200 with data_range 1; .* 255 for 8-bit"),
+    ],
+)
+def test_scales_that_do_not_fit(estimate, reference, options, repair):
+    with pytest.raises(InputError, match=repair):
+        psnr(estimate, reference, **options)
+
+
+def test_scales_that_fit():
+    image = torch.rand(1, 3, 64, 64) * 255
+    assert 50 < float(psnr(image, image.round().byte(), data_range=255)) < 60
+    hot = torch.rand(1, 3, 64, 64)
+    hot[0, 0, 0, 0] = 9.0  # one pixel says nothing
+    assert float(psnr(hot, hot + 0.1)) == pytest.approx(20, abs=1e-3)
+    assert psnr(hot, hot + 0.1, border=np.int64(1)).shape == (1,) and Convention(border=np.int64(2)).border == 2
 
 
 def test_ssim_refuses_what_its_window_does_not_fit():

@@ -93,6 +93,11 @@ def test_poisson_of_half_precision_counts_in_single():
     assert noisy.dtype == torch.float16 and float(noisy.float().mean()) == pytest.approx(0.9, rel=0.01)  # 90,000 is no half
 
 
+def test_photons_far_beyond_white_get_read_noise_as_well():
+    few = add_poisson_gaussian(torch.full((1, 3, 64, 64), 0.9), 0.1, peak=0.3, generator=torch.Generator().manual_seed(0))
+    assert few.max() > 8 and torch.isfinite(few).all()
+
+
 def test_poisson_takes_negative_pixels_as_no_light():
     assert not add_poisson(torch.full((1, 1, 8, 8), -0.2)).any()
 

@@ -197,7 +197,7 @@ class SegmenterAdapter(nn.Module):
         padded = multiple_of(height, self.size_multiple), multiple_of(width, self.size_multiple)
         x = pad_edges((image - self.mean) / self.std, *padded)
         own = next((parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()), x.dtype)
-        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype == torch.float32 != own and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)):
             x = x.to(own)
         try:
             answer = self.model(x)

@@ -159,7 +159,8 @@ class _EncoderLevels(nn.Module):
         if not self.size_multiple:
             raise ModelError(
                 f"backbone {name!r}: takes no image of 36 x 68 or of 64 x 96 pixels, or gives no maps (B, C, h, w) for them;"
-                " choose a convolutional network, or one that takes any size (resnet, mobilenet, convnext, ...)"
+                " networks of one size, or whose convolutions do not pad, are no pyramid here: choose another (resnet, mobilenet,"
+                " convnext, ...)"
             )
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -172,6 +173,8 @@ class _EncoderLevels(nn.Module):
         try:
             with torch.no_grad():
                 maps = self(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, AssertionError, ValueError, IndexError):
             return False
         finally:
@@ -195,7 +198,8 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
             and that take any size, or any multiple of 32.
         weights: None = random; ``"imagenet"`` = ask the library that has the network, which may
             download; else a safetensors or torch file with the library's own key names, whose
-            classifier is left out and whose other keys must fit exactly.
+            classifier is left out and whose other keys must fit exactly. Encoders of smp's own are then normalised
+            as ImageNet: what they were trained with only smp's server tells.
 
     Raises:
         ModelError: an unknown name, a network without a level at stride 4 or of one fixed size, or a library

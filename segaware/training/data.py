@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from segaware import image_io
 from segaware.errors import InputError, SegawareError, TrainingError
-from segaware.noise import add_gaussian, add_poisson
+from segaware.noise import add_gaussian, add_poisson, add_poisson_gaussian
 from segaware.training.recipe import Recipe
 
 __all__ = ["Batch", "ImageFiles", "Patches", "as_float", "check_readable", "degrade", "image_files", "open_images"]
@@ -188,11 +188,11 @@ class Patches(Dataset[Batch]):
 
 def degrade(clean: Tensor, recipe: Recipe, sigma: float, generator: torch.Generator) -> Tensor:
     """``clean`` ``(B, C, H, W)`` with the recipe's kind of noise; ``sigma`` on the [0, 1] scale."""
-    if recipe.noise != "gaussian":
-        clean = add_poisson(clean, peak=recipe.peak, generator=generator)
-    if recipe.noise != "poisson":
-        clean = add_gaussian(clean, sigma, generator=generator)
-    return clean
+    if recipe.noise == "gaussian":
+        return add_gaussian(clean, sigma, generator=generator)
+    if recipe.noise == "poisson":
+        return add_poisson(clean, peak=recipe.peak, generator=generator)
+    return add_poisson_gaussian(clean, sigma, peak=recipe.peak, generator=generator)
 
 
 def _at_least(image: Tensor, side: int, fill: int | None = None) -> Tensor:

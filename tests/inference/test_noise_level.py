@@ -136,6 +136,34 @@ def test_black_borders_take_nothing_away(share, eight):
     assert float(estimate_noise(image, clipped=eight)) * 255 == pytest.approx(25, rel=0.07)
 
 
+def test_dark_patches_of_few_photons_are_no_border():
+    """Empty by chance here and there: leaving those out would make the rest louder than it is."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.poisson(torch.full((1, 1, 300, 300), 0.02), generator=generator) / 30
+    assert float(estimate_noise(image)) == pytest.approx(0.02**0.5 / 30, rel=0.15)
+
+
+def test_dots_on_black_are_all_there_is():
+    image = torch.zeros(1, 3, 200, 200)
+    for y, x in torch.randint(2, 198, (50, 2), generator=torch.Generator().manual_seed(0)).tolist():
+        image[..., y : y + 2, x : x + 2] = 1.0
+    assert float(estimate_noise(image)) * 255 < 30  # once 55, with the black left out
+
+
+@pytest.mark.parametrize("side", [130, 160])
+def test_a_live_square_on_black(side):
+    image = torch.zeros(1, 3, 200, 200)
+    image[..., 20 : 20 + side, 30 : 30 + side] = noisy(25, picture(side, side, 0.3, 0.6))
+    assert float(estimate_noise(image)) * 255 == pytest.approx(25, rel=0.05)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5, 2])
+def test_little_noise_of_floats_is_each_channel_s_own(level):
+    """Rounding to 8 bits makes channels alike within half a step; floats are not rounded."""
+    flat = torch.full((1, 3, 200, 200), 0.5)
+    assert float(estimate_noise(noisy(level, flat))) * 255 == pytest.approx(level, rel=0.06)
+
+
 def test_beyond_the_scale_of_the_table():
     shades = picture(low=0.3, high=0.6)
     levels = [float(estimate_noise(noisy(level, shades).clamp(0, 1))) * 255 for level in (150, 200)]
