@@ -23,14 +23,17 @@ def same_study(args: Namespace, free: Collection[str]) -> dict[str, Any]:
         The options for the study's own JSON: of files and folders the last name alone.
 
     Raises:
-        EvaluationError: the folder holds a study with other options.
+        EvaluationError: the folder holds a study with other options, or options that cannot be read.
     """
     free = {"out", "progress", *free}
     now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in free}
     file = args.out / "settings.json"
     args.out.mkdir(parents=True, exist_ok=True)
     if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            kept = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise EvaluationError(f"{file}: does not say what this study was started with ({error}); give another --out") from error
         changed = [f"--{name.replace('_', '-')} {kept.get(name)}, not {now.get(name)}" for name in {**kept, **now} if kept.get(name) != now.get(name)]
         if changed:
             raise EvaluationError(f"{args.out}: holds a study with {'; '.join(changed)}; give the same, or another --out")

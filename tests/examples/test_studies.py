@@ -64,6 +64,9 @@ def test_class_count(place, monkeypatch):
     for option, value in (("--steps", 3), ("--gamma", 2), ("--width", 4), ("--start", place / "segmenter")):
         with pytest.raises(EvaluationError, match=rf"holds a study with {option} .*; give the same, or another --out"):
             study.main(list(map(str, [*call, option, value])))
+    (place / "out/settings.json").write_text("half {")
+    with pytest.raises(EvaluationError, match=r"settings\.json: does not say .* another --out"):
+        study.main(list(map(str, call)))
     record = json.loads((place / "out/class-count.json").read_text())
     assert (record["steps"], record["start"], record["width"], record["images"]) == (2, "start", 8, 1)
     assert str(place) not in json.dumps(record)
