@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segaware.checks import check_images
 from segaware.errors import InputError, ModelError
 from segaware.layers.sizes import crop, multiple_of, pad_edges
-from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple
+from segaware.segmenters.backbones import IMAGENET_MEAN, IMAGENET_STD, check_triple, looking
 
 __all__ = ["SegmenterAdapter", "freeze", "read_logits"]
 
@@ -178,16 +178,12 @@ class SegmenterAdapter(nn.Module):
         """Image pixels per logit; 0 for a classifier."""
         if self._stride is None:
             side = -(-64 // self.size_multiple) * self.size_multiple
-            modes = {module: module.training for module in self.model.modules()}
             looked, self._looked = self._looked, True  # an image of one colour tells nothing of the scores of real ones
-            self.model.eval()
             try:
-                with torch.no_grad():
+                with looking(self.model):
                     logits = self(self.mean.clamp(0, 1).expand(1, 3, side, side))
             finally:
                 self._looked = looked
-                for module, mode in modes.items():
-                    module.training = mode
             self._stride = 0 if logits.shape[-1] == 1 else round(side / logits.shape[-1])
         return self._stride
 

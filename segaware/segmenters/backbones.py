@@ -11,7 +11,8 @@ import importlib
 import importlib.metadata
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from segaware.errors import InputError, ModelError, WeightsError, closest
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "build_backbone", "encoder_normalisation", "load_library"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backbone", "build_backbone", "encoder_normalisation", "load_library", "looking"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -134,6 +135,19 @@ class _SqueezeNetLevels(nn.Module):
         return levels
 
 
+@contextmanager
+def looking(net: nn.Module) -> Iterator[None]:
+    """``net`` in evaluation mode and without gradients; afterwards each part is in the mode it was in."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 class _EncoderLevels(nn.Module):
     """A timm or smp encoder: of its feature maps those at strides 4, 8, 16, 32."""
 
@@ -167,19 +181,14 @@ class _EncoderLevels(nn.Module):
     def _takes(self, multiple: int) -> bool:
         """Whether sides of such multiples give the maps that are promised."""
         height, width = {4: (36, 68), 32: (64, 96)}[multiple]
-        modes = {module: module.training for module in self.net.modules()}
         like = next(self.net.parameters())
-        self.net.eval()
         try:
-            with torch.no_grad():
+            with looking(self.net):
                 maps = self(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError, ValueError, IndexError):
             return False
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         return all(
             level.ndim == 4 and level.shape[1] == channels and all(side // stride <= got <= -(-side // stride) for side, got in zip((height, width), level.shape[2:], strict=True))
             for level, channels, stride in zip(maps, self.channels, self.strides, strict=True)
