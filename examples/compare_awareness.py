@@ -14,7 +14,8 @@ longer and with three seeds, chooses how much noise is given back at each level,
 with which weights is chosen when the screen is done, once for all processes: OUT/chosen.json (to choose anew, delete it
 while OUT/final holds no result). A weight gives the awareness terms --share of fidelity's gradient at the denoised
 image at the start, times each of --factor. Run the same command in as many processes as there are cores
-(OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated.
+(OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated, nor, with
+--known, what was screened on another machine.
 Everything is in OUT/results.json; docs/make_awareness.py makes a page of it. Needs the extras train, eval and viz.
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 import torch
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
 from arena.judging import beside, figures, held_out, test
+from arena.known import differences, take_over
 from arena.runs import Run, claim, claimed, finish, train
 from arena.setting import DEVICE, TEST_SIGMAS, Setting, write_json
 from arena.tuning import instead
@@ -60,6 +62,7 @@ def parse(argv=None):
     p.add_argument("--segmenter", nargs="+", default=["fpn-camvid"], help="that trains; further ones join the judge pools")
     p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, best three or more of different families")
     p.add_argument("--beside", nargs="+", default=[], metavar="NAME=SPEC", help="in the final: other denoisers, as segaware evaluate -m takes them")
+    p.add_argument("--known", type=Path, metavar="RESULTS", help="in the screen: results.json (or .json.gz) kept of this comparison elsewhere; what it has is not trained again")
     p.add_argument("--imagenet", type=Path, help="SqueezeNet 1.0 weights (safetensors, torchvision's names)")
     p.add_argument("--force", action="store_true", help="allow a judge that took part in training")
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
@@ -103,6 +106,8 @@ def parse(argv=None):
         p.error(f"--keep-share {' '.join(shares)}: shares between 0 and 1, each once")
     if args.final and args.factor and len(args.factor) > 1:
         p.error("--final takes one --factor: the seeds of a contestant are pooled")
+    if args.known and not args.screen:
+        p.error("--known goes with --screen: of a final nothing but its figures is kept")
     if args.beside and not args.final:
         p.error("--beside goes with --final: it reports, nothing is chosen by it")
     return args
@@ -125,6 +130,8 @@ def main(argv=None):
     setting.protocols()
     others = opened(args.beside)
     same_comparison(setting)
+    if args.known:
+        print(f"{args.known}: taken over {', '.join(take_over(setting, args.known)) or 'nothing that is not here'}", flush=True)
     phase = "final" if args.final else "screen"
     args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
@@ -324,7 +331,7 @@ def same_comparison(setting) -> None:
     file, now = setting.out / "setting.json", setting.record()
     if file.is_file():
         then = json.loads(file.read_text(encoding="utf-8"))
-        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
+        changed = differences(then, now)
         if changed:
             raise EvaluationError(f"{setting.out}: holds another comparison ({'; '.join(changed)}); give the same, or another --out")
         now = then | now  # what an older folder does not say holds from now on

@@ -1,0 +1,61 @@
+"""A screen that was begun elsewhere: its results, from the JSON that was kept of it, as if they had been found here."""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+
+from segaware.errors import EvaluationError
+
+from .runs import Run
+from .setting import Setting, write_json
+
+#: Without these no choice can be made of a training.
+_NEEDED = ("contestant", "factor", "seed", "steps", "state")
+
+
+def take_over(setting: Setting, file: Path) -> list[str]:
+    """Put the screened trainings of ``file`` into this comparison's folder; the names of those that were not there yet.
+
+    Of the final a JSON holds figures alone, not what was found on each image: its trainings are not taken over.
+
+    Raises:
+        EvaluationError: no results, or of another setting (other data, start, judges, ...), with the difference.
+    """
+    record = read_results(file)
+    changed = differences(record["setting"], setting.record())
+    if changed:
+        raise EvaluationError(f"{file}: of another comparison ({'; '.join(changed)}); give the same arguments, or leave --known out")
+    taken = []
+    for found in record["screen"]["runs"]:
+        if not isinstance(found, dict) or any(key not in found for key in _NEEDED):
+            raise EvaluationError(f"{file}: a training without {', '.join(_NEEDED)}; write it anew with --collect where it was made")
+        run = Run("screen", found["contestant"], found["factor"], found["seed"])
+        if run.result(setting.out) is None:
+            folder = run.folder(setting.out)
+            write_json(folder / "result.json", {key: value for key, value in found.items() if key != "folder"})
+            taken.append(folder.name)
+    return taken
+
+
+def read_results(file: Path) -> dict:
+    """``results.json`` of a comparison, plain or as ``.json.gz``.
+
+    Raises:
+        EvaluationError: missing, damaged, or something else.
+    """
+    try:
+        content = file.read_bytes()
+        record = json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
+        if isinstance(record["setting"], dict) and isinstance(record["screen"]["runs"], list):
+            return record
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror or error}); give the results.json of a comparison") from error
+    except (EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise EvaluationError(f"{file}: holds no comparison ({type(error).__name__}: {error}); give its results.json") from error
+    raise EvaluationError(f"{file}: holds no comparison; give its results.json")
+
+
+def differences(then: dict, now: dict) -> list[str]:
+    """What both settings tell, and tell differently."""
+    return [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
