@@ -2,7 +2,8 @@
 
     python docs/make_awareness.py arena/results.json --again "from a better start" arena-better/results.json
 
-Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page; ``--again``,
+Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page; ``--screen``
+takes the screen from the JSON of another folder, of the same setting (one gone on with by ``--known``); ``--again``,
 repeatable, adds the final of another comparison (another start, other steps) in one table, under the words before it.
 """
 
@@ -367,22 +368,34 @@ def loaded(file: Path) -> dict:
         sys.exit(f"error: {file}: cannot be read ({error}); write it with examples/compare_awareness.py --collect")
 
 
+def screened(record: dict, other: dict, file: Path) -> dict:
+    """``record`` with the screen of ``other``, and who was left out there; both must be of one setting."""
+    here, there = record["setting"], other["setting"]
+    differ = [key for key in here if key in there and here[key] != there[key]]
+    if differ:
+        sys.exit(f"error: {file}: another setting than the page's ({', '.join(differ)}); its screen belongs on a page of its own")
+    return record | {key: other[key] for key in ("screen", "contestants", "skipped")}
+
+
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the comparison, plain or as .json.gz")
     parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it, under its name")
     parser.add_argument("--title", default=TITLE, help="of the page [%(default)s]")
+    parser.add_argument("--screen", type=Path, help="results.json whose screen stands on the page [that of RESULTS]")
     parser.add_argument("--again", nargs=2, action="append", default=[], metavar=("TITLE", "RESULTS"), help="a further comparison")
     args = parser.parse_args(argv)
     record, *others = [loaded(file) for file in (args.results, *(Path(file) for _, file in args.again))]
     titles = [title for title, _ in args.again]
     try:
+        if args.screen is not None:
+            record = screened(record, loaded(args.screen), args.screen)
         words = kept(args.out)
         written = page(record, BEGIN + END, list(zip(titles, others, strict=True)), args.title)
         written = written.replace("](images/awareness-", f"](images/{args.out.stem}-")  # two pages, two sets of figures
         written = written.replace(BEGIN + END, words)  # as people wrote it
     except KeyError as error:
-        files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again)))
+        files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again), args.screen) if file)
         sys.exit(f"error: {files}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
     from segaware.evaluation.figures import png
 

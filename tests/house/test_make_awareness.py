@@ -207,6 +207,28 @@ def test_other_comparisons_beside_it(make, tmp_path):
         make.main([*arguments, "x", str(tmp_path / "none.json")])
 
 
+def test_the_screen_of_another_folder(make, tmp_path):
+    """The final of one JSON, the screen of another; another setting is refused, and nothing is written."""
+    (tmp_path / "results.json").write_text(json.dumps(with_final(record())))
+    other = record()
+    other["screen"]["runs"][1]["held_out"] = figures("kl", 26.9, 0.45)
+    other["screen"]["chosen"]["kl"] |= {"gain": 0.05, "cost": 0.1}
+    other["skipped"] = {"pool-kl": "a pool of one is none"}
+    (tmp_path / "screen.json").write_text(json.dumps(other))
+    arguments = [str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md"), "--screen", str(tmp_path / "screen.json")]
+    text = make.main(arguments).read_text()
+    assert "| `kl` | 3: +5.00 (-0.100) |" in text and "2.00 (-0.050)" not in text
+    assert "closes 26 [10, 40] % of the gap" in text and "`pool-kl`: a pool of one" in text and "`dms`" not in text
+    other["setting"]["patch_size"] = 64
+    (tmp_path / "screen.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match=r"screen.json: another setting than the page's \(patch_size\)"):
+        make.main(arguments)
+    (tmp_path / "screen.json").write_text("{}")
+    with pytest.raises(SystemExit, match="results.json, .*screen.json: no 'setting'"):
+        make.main(arguments)
+    assert (tmp_path / "awareness.md").read_text() == text
+
+
 def test_nothing_yet(make):
     found = record()
     found["screen"], found["skipped"] = {"runs": [], "chosen": {}}, {}
