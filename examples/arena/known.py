@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segaware.errors import EvaluationError
 
+from .entrants import every
 from .runs import Run
 from .setting import Setting, write_json
 
@@ -20,16 +21,22 @@ def take_over(setting: Setting, file: Path) -> list[str]:
     Of the final a JSON holds figures alone, not what was found on each image: its trainings are not taken over.
 
     Raises:
-        EvaluationError: no results, or of another setting (other data, start, judges, ...), with the difference.
+        EvaluationError: no results, of another setting (other data, start, judges, ...), with the difference, or with
+            trainings that this version does not know.
     """
     record = read_results(file)
     changed = differences(record["setting"], setting.record())
     if changed:
         raise EvaluationError(f"{file}: of another comparison ({'; '.join(changed)}); give the same arguments, or leave --known out")
-    taken = []
-    for found in record["screen"]["runs"]:
+    runs = record["screen"]["runs"]
+    for found in runs:  # all of them first: nothing is taken of a file that does not fit
         if not isinstance(found, dict) or any(key not in found for key in _NEEDED):
             raise EvaluationError(f"{file}: a training without {', '.join(_NEEDED)}; write it anew with --collect where it was made")
+        name, factor, seed = (found[key] for key in ("contestant", "factor", "seed"))
+        if name not in every() or not isinstance(factor, (int, float)) or not isinstance(seed, int):  # a name becomes that of a folder
+            raise EvaluationError(f"{file}: {str(name)[:80]!r} x{factor} s{seed} is no training of this version; leave --known out")
+    taken = []
+    for found in runs:
         run = Run("screen", found["contestant"], found["factor"], found["seed"])
         if run.result(setting.out) is None:
             folder = run.folder(setting.out)

@@ -90,6 +90,17 @@ def test_a_training_that_lacks_its_steps(setting, kept):
         take_over(setting, kept(run))
 
 
+@pytest.mark.parametrize("odd", [{"contestant": "../../kl"}, {"contestant": ["kl"]}, {"seed": "0/../.."}, {"factor": "x"}])
+def test_nothing_is_written_beside_the_folder(setting, kept, tmp_path, odd):
+    """A name that this version does not know may be a path."""
+    from arena.known import take_over
+
+    before = {f for f in tmp_path.rglob("*") if f.name != "results.json.gz"}
+    with pytest.raises(EvaluationError, match="is no training of this version"):
+        take_over(setting, kept(run_of("fidelity"), run_of("kl") | odd))
+    assert {f for f in tmp_path.rglob("*") if f.name != "results.json.gz"} == before
+
+
 def test_no_such_file_and_the_wrong_phase(arena, setting, tmp_path, capsys):
     from arena.known import take_over
 
