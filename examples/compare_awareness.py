@@ -15,7 +15,7 @@ with which weights is chosen when the screen is done, once for all processes: OU
 while OUT/final holds no result). A weight gives the awareness terms --share of fidelity's gradient at the denoised
 image at the start, times each of --factor. Run the same command in as many processes as there are cores
 (OMP_NUM_THREADS=1): they share the work. Killed ones go on where they were; what is finished is not repeated, nor, with
---known, what was screened on another machine.
+--known, what was done on another machine: for the final keep packed.json.xz of each folder, some 100 kB.
 Everything is in OUT/results.json; docs/make_awareness.py makes a page of it. Needs the extras train, eval and viz.
 """
 
@@ -30,6 +30,7 @@ import torch
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
 from arena.judging import beside, figures, held_out, test
 from arena.known import differences, take_over
+from arena.packed import PACKED, pack_finished, unpack
 from arena.runs import Run, claim, claimed, finish, train
 from arena.setting import DEVICE, TEST_SIGMAS, Setting, write_json
 from arena.tuning import instead
@@ -62,7 +63,7 @@ def parse(argv=None):
     p.add_argument("--segmenter", nargs="+", default=["fpn-camvid"], help="that trains; further ones join the judge pools")
     p.add_argument("--judge", nargs="+", default=[], help="held-out segmenters, best three or more of different families")
     p.add_argument("--beside", nargs="+", default=[], metavar="NAME=SPEC", help="in the final: other denoisers, as segaware evaluate -m takes them")
-    p.add_argument("--known", type=Path, metavar="RESULTS", help="in the screen: results.json (or .json.gz) kept of this comparison elsewhere; what it has is not trained again")
+    p.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help=f"of this comparison elsewhere, so that it is not trained again: in the screen results.json (or .json.gz), in the final {PACKED} of each training")
     p.add_argument("--imagenet", type=Path, help="SqueezeNet 1.0 weights (safetensors, torchvision's names)")
     p.add_argument("--force", action="store_true", help="allow a judge that took part in training")
     p.add_argument("--steps", type=int, help="of each training [1000; final 4000]")
@@ -106,8 +107,8 @@ def parse(argv=None):
         p.error(f"--keep-share {' '.join(shares)}: shares between 0 and 1, each once")
     if args.final and args.factor and len(args.factor) > 1:
         p.error("--final takes one --factor: the seeds of a contestant are pooled")
-    if args.known and not args.screen:
-        p.error("--known goes with --screen: of a final nothing but its figures is kept")
+    if args.known and not (args.screen or args.final):
+        p.error("--known goes with --screen or --final")
     if args.beside and not args.final:
         p.error("--beside goes with --final: it reports, nothing is chosen by it")
     return args
@@ -130,8 +131,8 @@ def main(argv=None):
     setting.protocols()
     others = opened(args.beside)
     same_comparison(setting)
-    if args.known:
-        print(f"{args.known}: taken over {', '.join(take_over(setting, args.known)) or 'nothing that is not here'}", flush=True)
+    for file in args.known:
+        print(f"{file}: taken over {', '.join(taken(setting, file)) or 'nothing that is not here'}", flush=True)
     phase = "final" if args.final else "screen"
     args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
@@ -145,6 +146,14 @@ def main(argv=None):
         work(setting, runs)
         measure(setting, others)
     return save(args.out, setting.record())
+
+
+def taken(setting, file: Path) -> list[str]:
+    """What ``file``, kept elsewhere, adds to this comparison's folder."""
+    if setting.args.screen:
+        return take_over(setting, file)
+    folder = unpack(file, setting.out, setting.record())
+    return [folder.name] if folder else []
 
 
 def opened(named: list[str]) -> list[tuple[str, Contestant]]:
@@ -170,6 +179,7 @@ def measure(setting, others: list[tuple[str, Contestant]]) -> None:
         with claim(setting.out / "beside" / denoiser.name) as mine:
             if mine:
                 beside(setting, denoiser, spec)
+                pack_finished(setting.out, setting.record())
 
 
 def control_of(out: Path) -> Path:
@@ -289,6 +299,7 @@ def work(setting, runs: list[Run]) -> None:
                     test(setting, run.name, folder, _for_all_levels(result["keep"]))
                 result["judging_minutes"] = round((time.monotonic() - start) / 60, 2)
             finish(setting, run, result)
+            pack_finished(setting.out, setting.record())
         tell(run, result)
         if run.phase == "screen":
             save(args.out, setting.record(), quiet=True)
@@ -343,6 +354,8 @@ def same_comparison(setting) -> None:
 def save(out: Path, record: dict, quiet: bool = False) -> dict:
     found = collect(out, record)
     write_json(out / "results.json", found)
+    if record:
+        pack_finished(out, record)
     if not quiet:
         print(f"{out / 'results.json'}: {len(found['screen']['runs'])} screened, {len(found['final']['runs'])} in the final", flush=True)
     return found

@@ -113,7 +113,7 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float], deno
 
 def _measured(out: Path) -> Path | None:
     """The cells of the run that was done first: what is the same for all, the noisy images, is measured in none but that."""
-    done = list(out.parent.parent.glob(f"*/{out.name}/report.json"))
+    done = [r for r in out.parent.parent.glob(f"*/{out.name}/report.json") if r.with_name("cells.jsonl").is_file()]  # not of one taken over
     return min(done, key=lambda report: report.stat().st_mtime).with_name("cells.jsonl") if done else None
 
 

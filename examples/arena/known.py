@@ -18,7 +18,8 @@ _NEEDED = ("contestant", "factor", "seed", "steps", "state")
 def take_over(setting: Setting, file: Path) -> list[str]:
     """Put the screened trainings of ``file`` into this comparison's folder; the names of those that were not there yet.
 
-    Of the final a JSON holds figures alone, not what was found on each image: its trainings are not taken over.
+    Of the final a JSON holds figures alone, not what was found on each image: its trainings are taken over by
+    :mod:`arena.packed`.
 
     Raises:
         EvaluationError: no results, of another setting (other data, start, judges, ...), with the difference, or with

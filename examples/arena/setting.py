@@ -202,7 +202,12 @@ def _names(names: Iterable[str]) -> str:
 
 def write_json(path: Path, value) -> None:
     """Whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.write_bytes(content)
     os.replace(partial, path)

@@ -1,0 +1,142 @@
+"""A training of the final in one file of some 100 kB, so that its seeds can be pooled with those of another machine.
+
+A final pools what was found on each image, not figures. Of a confusion matrix its figures need the diagonal and the
+union of each class alone: mIoU, consistency and the share of changed pixels follow from these. They are kept; what
+:func:`unpack` puts in the place of a matrix has the same ones, its pixels off the diagonal are not those measured.
+"""
+
+import json
+import lzma
+import re
+from pathlib import Path
+
+import numpy as np
+
+from segaware.errors import EvaluationError
+
+from .entrants import every
+from .known import differences
+from .runs import Run
+from .setting import write_bytes, write_json
+
+PACKED = "packed.json.xz"
+_SCHEMA = 1
+_ABOUT = ("schema", "protocol", "source", "images", "contestants", "judges", "environment")
+_TESTS = ("frames", "photographs")
+_FIGURES = "matrices: of the measured IoU and accuracy of each image; off the diagonal not as measured"
+
+
+def pack_finished(out: Path, setting: dict) -> None:
+    """Pack each finished training of the final, and each denoiser beside it, that is not packed yet."""
+    for phase in ("final", "beside"):
+        for file in sorted((out / phase).glob("*/result.json")):
+            done = phase == "final" or json.loads(file.read_text(encoding="utf-8"))["done"]
+            if done and not (file.parent / PACKED).is_file():
+                pack(file.parent, setting)
+
+
+def pack(folder: Path, setting: dict) -> Path:
+    """Write ``folder/packed.json.xz`` of a finished training of the final, or of a denoiser beside it."""
+    record: dict = {"schema": _SCHEMA, "phase": folder.parent.name, "setting": setting, "tests": {}}
+    record["result"] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for which in _TESTS:
+        test = folder / f"test-{which}"
+        if (test / "report.json").is_file():
+            report = json.loads((test / "report.json").read_text(encoding="utf-8"))
+            rows = [_counted(row) for row in report["rows"] if row["contestant"] != "noisy" or row["noise"] == "clean"]
+            looks = test / "classes.jsonl"
+            record["tests"][which] = {key: report[key] for key in _ABOUT} | {
+                "rows": rows, "classes": looks.read_text(encoding="utf-8") if looks.is_file() else None,
+            }  # fmt: skip
+    write_bytes(folder / PACKED, lzma.compress(json.dumps(record, separators=(",", ":")).encode(), preset=9 | lzma.PRESET_EXTREME))
+    return folder / PACKED
+
+
+def unpack(file: Path, out: Path, setting: dict) -> Path | None:
+    """Put the training that ``file`` holds into the comparison's folder ``out``, unless it is there; its folder.
+
+    Raises:
+        EvaluationError: no such file, of another comparison, or unknown to this version.
+    """
+    record = _read(file)
+    changed = differences(record["setting"], setting)
+    if changed:
+        raise EvaluationError(f"{file}: of another comparison ({'; '.join(changed)}); give the same arguments, or leave it out of --known")
+    folder = _place(file, record, out)
+    if (folder / "result.json").is_file():
+        return None
+    for which, test in record["tests"].items():
+        classes = test.pop("classes")
+        rows = [_matrices(row) for row in test.pop("rows")]
+        report = test | {"environment": test["environment"] | {"kept": _FIGURES}, "rows": rows}
+        write_json(folder / f"test-{which}" / "report.json", report)
+        if classes is not None:
+            write_bytes(folder / f"test-{which}" / "classes.jsonl", classes.encode())
+    write_bytes(folder / PACKED, file.read_bytes())
+    write_json(folder / "result.json", record["result"])  # last: with it the training counts as finished
+    return folder
+
+
+def _read(file: Path) -> dict:
+    repair = f"give the {PACKED} of a training of a final"
+    try:
+        record = json.loads(lzma.decompress(file.read_bytes()))
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror or error}); {repair}") from error
+    except (EOFError, ValueError, lzma.LZMAError) as error:
+        raise EvaluationError(f"{file}: no packed training ({type(error).__name__}: {error}); {repair}") from error
+    whole = {"setting": dict, "result": dict, "tests": dict, "phase": str}
+    if not isinstance(record, dict) or record.get("schema") != _SCHEMA or any(not isinstance(record.get(key), kind) for key, kind in whole.items()):
+        raise EvaluationError(f"{file}: no packed training of this version; {repair}")
+    tests = record["tests"]
+    if not {*tests} <= {*_TESTS} or any(not isinstance(test, dict) or {*test} < {*_ABOUT, "rows", "classes"} for test in tests.values()):
+        raise EvaluationError(f"{file}: not whole; {repair}")
+    return record
+
+
+def _place(file: Path, record: dict, out: Path) -> Path:
+    """Where it belongs: a name becomes that of a folder, so none is taken that could be a path."""
+    found, phase = record["result"], record["phase"]
+    name = found.get("contestant")
+    if phase == "beside" and isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and isinstance(found.get("spec"), str):
+        return out / "beside" / name
+    factor, seed = found.get("factor"), found.get("seed")
+    if phase == "final" and name in every() and isinstance(factor, (int, float)) and isinstance(seed, int) and "steps" in found:
+        return Run("final", name, factor, seed).folder(out)
+    raise EvaluationError(f"{file}: {phase[:80]} {str(name)[:80]!r} is no training of this version; leave it out of --known")
+
+
+def _counted(row: dict) -> dict:
+    judges = {judge: {key: _counts(value) if isinstance(value, list) else value for key, value in found.items()} for judge, found in row.get("judges", {}).items()}
+    return {**row, "judges": judges} if judges else row
+
+
+def _matrices(row: dict) -> dict:
+    judges = {judge: {key: matrix_of(value) if isinstance(value, list) else value for key, value in found.items()} for judge, found in row.get("judges", {}).items()}
+    return {**row, "judges": judges} if judges else row
+
+
+def _counts(matrix: list) -> list[int]:
+    """Diagonal, then what each class's union has beside it."""
+    whole = np.asarray(matrix, dtype=np.int64)
+    both = np.diagonal(whole)
+    return [*both.tolist(), *(whole.sum(0) + whole.sum(1) - 2 * both).tolist()]
+
+
+def matrix_of(counts: list[int]) -> list[list[int]]:
+    """A confusion matrix of this diagonal and these unions.
+
+    A pixel off the diagonal stands in the union of two classes. All these places, in order of their classes, are
+    paired first half with second half; no class has more than half of them, so none meets itself.
+    """
+    classes = len(counts) // 2
+    both, beside = np.array(counts[:classes]), np.array(counts[classes:])
+    ends = np.cumsum(beside)
+    half = int(ends[-1]) // 2
+    starts = ends - beside
+    first = np.stack([np.minimum(starts, half), np.minimum(ends, half)])
+    second = np.stack([np.maximum(starts, half), np.maximum(ends, half)]) - half
+    matrix = np.minimum(first[1][:, None], second[1]) - np.maximum(first[0][:, None], second[0])
+    matrix = np.maximum(matrix, 0)
+    np.fill_diagonal(matrix, both)
+    return matrix.tolist()

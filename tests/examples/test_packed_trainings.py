@@ -1,0 +1,196 @@
+"""examples/arena/packed.py: a final that goes on where it stood on another machine."""
+
+import json
+import lzma
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from segaware.errors import EvaluationError
+from segaware.evaluation.report import SCHEMA, read_report
+from segaware.evaluation.results import Results
+
+CLASSES = ["a", "b", "c"]
+
+
+def measure(folder, which, name, levels, right):
+    """A report of three images as the comparison leaves it: two judges, and a share of the noise given back."""
+    from segaware.evaluation.protocol import Noise, Protocol
+
+    protocol = Protocol(noises=[Noise("gaussian", sigma) for sigma in levels], metrics=("psnr",), harm=True)
+    labelled = which == "frames"
+    source = {"name": which, "note": "", "block": 1, "classes": CLASSES if labelled else None}
+    people = [{"name": n, "kind": "of a test"} for n in ("noisy", name, f"{name}+keep")]
+    judges = [{"name": n, "key": n, "class_names": CLASSES} for n in ("home", "judge-a")]
+    results, random = Results(protocol, source, ["1", "2", "3"], people, judges, {"device": "cpu"}), np.random.default_rng(right)
+    for noise in protocol.conditions:
+        for image in results.images:
+            for n in results.names:
+                matrix = random.integers(0, 9, (3, 3)) + right * np.eye(3, dtype=int)
+                judged = {"clean": matrix.tolist(), **({"labels": matrix.T.tolist()} if labelled else {})}
+                results.add({"image": image, "contestant": n, "noise": noise.label, "draw": 0, "values": {"psnr": 30 + random.random()},
+                             "judges": {j["name"]: judged for j in judges}})  # fmt: skip
+    record = {"schema": SCHEMA, "protocol": protocol.to_dict(), "source": source, "images": results.images, "contestants": people, "judges": judges,
+              "environment": results.environment, "rows": list(results.rows())}  # fmt: skip
+    (folder / f"test-{which}").mkdir(parents=True)
+    (folder / f"test-{which}" / "report.json").write_text(json.dumps(record))
+    if not labelled:
+        lines = [json.dumps({"image": image, "noise": noise.label, "same": True}) for image in results.images for noise in protocol.conditions]
+        (folder / f"test-{which}" / "classes.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def finished(arena, tmp_path, monkeypatch):
+    """A final of two contestants with two seeds, and a denoiser beside it; its folder."""
+    from functools import partial
+
+    from arena import verdict
+    from arena.runs import Run
+    from arena.setting import write_json
+
+    monkeypatch.setattr(verdict, "resample", partial(verdict.resample, samples=40))
+
+    out, levels = tmp_path / "there", [25.0, 50.0]
+    for index, name in enumerate(("fidelity", "kl")):
+        for seed in (0, 1):
+            run = Run("final", name, 1.0, seed)
+            for which in ("frames", "photographs"):
+                measure(run.folder(out), which, name, levels, 10 * (1 + index) + seed)
+            figures = [{"measure": "psnr", "noise": "sigma 50", "contestant": name, "value": 30.0}]
+            write_json(run.folder(out) / "result.json", {"contestant": name, "factor": 1.0, "seed": seed, "steps": 3, "state": "trained", "held_out": figures, "photographs_psnr": {}})
+    measure(out / "beside" / "theirs", "frames", "theirs", levels, 30)
+    write_json(out / "beside" / "theirs" / "result.json", {"contestant": "theirs", "kind": "DnCNN", "spec": "theirs.pth", "done": True})
+    return out
+
+
+def test_what_was_done_elsewhere_counts_as_done_here(finished, tmp_path):
+    """Every figure, interval and p of the final is the same from packed trainings as from the reports themselves."""
+    from arena.packed import PACKED, pack_finished, unpack
+    from arena.verdict import collect
+
+    pack_finished(finished, {"share": 0.1})
+    files = sorted(finished.glob(f"*/*/{PACKED}"))
+    assert len(files) == 5
+    here = tmp_path / "here"
+    assert [unpack(file, here, {"share": 0.1}).name for file in files] == [file.parent.name for file in files]
+    then, now = collect(finished, {}), collect(here, {})
+    assert len(now["gaps"]) and {row["measure"] for row in now["reported"]["frames"]["rows"]} >= {"psnr", "miou:judge-a", "consistency:home", "changed:judge-a"}
+    assert "matrices" in now["reported"]["frames"]["environment"].pop("kept")
+    now["reported"]["photographs"]["environment"].pop("kept")
+    assert now == then
+    assert [unpack(file, here, {"share": 0.1}) for file in files] == [None] * 5
+    assert (here / "beside/theirs" / PACKED).read_bytes() == files[0].read_bytes()
+
+
+def test_what_is_packed_is_not_packed_again_and_what_is_not_done_not_at_all(finished):
+    from arena.packed import PACKED, pack_finished
+
+    (finished / "beside/theirs/result.json").write_text(json.dumps({"contestant": "theirs", "spec": "theirs.pth", "done": False}))
+    (finished / "final/kl-x1-s0" / PACKED).write_bytes(b"as it was")
+    pack_finished(finished, {})
+    assert (finished / "final/kl-x1-s0" / PACKED).read_bytes() == b"as it was"
+    assert (finished / "final/kl-x1-s1" / PACKED).is_file() and not (finished / "beside/theirs" / PACKED).exists()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # it only makes the example importable
+@given(st.integers(1, 11), st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 3, 1000]), st.floats(0, 1))
+def test_a_matrix_of_the_same_figures(arena, classes, seed, most, filled):
+    from arena.packed import _counts, matrix_of
+
+    random = np.random.default_rng(seed)
+    measured = random.integers(0, most + 1, (classes, classes)) * (random.random((classes, classes)) < filled)
+    counts = _counts(measured.tolist())
+    made = np.array(matrix_of(counts))
+    assert made.shape == measured.shape and made.min() >= 0 and made.sum() == measured.sum()
+    assert _counts(made.tolist()) == counts
+
+
+def test_a_training_that_was_stopped(arena, tmp_path):
+    from arena.packed import PACKED, pack_finished, unpack
+    from arena.runs import Run
+    from arena.setting import write_json
+
+    folder = Run("final", "kl", 30.0, 2).folder(tmp_path / "there")
+    write_json(folder / "result.json", {"contestant": "kl", "factor": 30.0, "seed": 2, "steps": 3, "state": "stopped", "error": "kl dominates"})
+    pack_finished(tmp_path / "there", {})
+    found = unpack(folder / PACKED, tmp_path / "here", {})
+    assert json.loads((found / "result.json").read_text())["error"] == "kl dominates" and not list(found.glob("test-*"))
+
+
+def packed(file, **changed):
+    record = {"schema": 1, "phase": "final", "setting": {}, "tests": {}, "result": {"contestant": "kl", "factor": 1.0, "seed": 0, "steps": 3}}
+    file.write_bytes(lzma.compress(json.dumps(record | changed).encode()))
+    return file
+
+
+@pytest.mark.parametrize(
+    "odd, words",
+    [
+        ({"setting": {"share": 0.2}}, r"of another comparison \(share 0.2 -> 0.1\)"),
+        ({"schema": 2}, "of this version"),
+        ({"result": []}, "of this version"),
+        ({"tests": {"../frames": {}}}, "not whole"),
+        ({"tests": {"frames": {"rows": []}}}, "not whole"),
+        ({"phase": "screen"}, "is no training"),
+        ({"phase": "../final"}, "is no training"),
+        ({"result": {"contestant": "../kl", "factor": 1.0, "seed": 0, "steps": 3}}, "is no training"),
+        ({"result": {"contestant": "kl", "factor": 1.0, "seed": "0/..", "steps": 3}}, "is no training"),
+        ({"result": {"contestant": "kl", "factor": 1.0, "seed": 0}}, "is no training"),
+        ({"phase": "beside", "result": {"contestant": "../theirs", "spec": "x"}}, "is no training"),
+        ({"phase": "beside", "result": {"contestant": "theirs"}}, "is no training"),
+    ],
+)
+def test_what_does_not_fit_leaves_nothing(arena, tmp_path, odd, words):
+    from arena.packed import unpack
+
+    file = packed(tmp_path / "p.json.xz", **odd)
+    with pytest.raises(EvaluationError, match=f"p.json.xz: .*{words}"):
+        unpack(file, tmp_path / "deep" / "here", {"share": 0.1})
+    assert {f.name for f in tmp_path.iterdir()} == {"p.json.xz"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", lzma.compress(b"{"), lzma.compress(b"[]"), lzma.compress(b"{}")[:-9]])
+def test_files_that_are_none(arena, tmp_path, content):
+    from arena.packed import unpack
+
+    (tmp_path / "x.xz").write_bytes(content)
+    with pytest.raises(EvaluationError, match="x.xz: .*give the packed.json.xz of a training"):
+        unpack(tmp_path / "x.xz", tmp_path, {})
+    with pytest.raises(EvaluationError, match="none.xz: cannot be read .No such file"):
+        unpack(tmp_path / "none.xz", tmp_path, {})
+
+
+def test_a_final_begun_elsewhere_goes_on(arena, setting, finished, monkeypatch, capsys, tmp_path):
+    """The first seed comes from there, the second is trained; both are pooled."""
+    from arena.packed import PACKED, pack_finished
+
+    pack_finished(finished, setting.record())
+    setting.args.out, trained = tmp_path / "here", []
+
+    def train(setting, run):
+        trained.append((run.name, run.seed))
+        return {"contestant": run.name, "factor": run.factor, "seed": run.seed, "steps": 3, "state": "stopped", "error": "of this test", "minutes": 0.0}
+
+    monkeypatch.setattr(arena, "train", train)
+    monkeypatch.setattr(arena, "Setting", lambda args: setting)
+    monkeypatch.setattr(type(setting), "judges", lambda self: [])
+    setting.args.screen, setting.args.final, setting.args.factor, setting.args.seeds = False, True, [1.0], [0, 1]
+    setting.args.contestants = ["fidelity", "kl"]
+    argv = ["--final", "--out", str(tmp_path / "here"), "--judge", "j", "--steps", "3", "--precision", "float32", "--factor", "1",
+            "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--known"]  # fmt: skip
+    kept = [str(finished / "final" / f"{name}-x1-s{seed}" / PACKED) for name, seed in (("fidelity", 0), ("fidelity", 1), ("kl", 0))]
+    found = arena.main([*argv, *kept])
+    assert trained == [("kl", 1)] and "taken over fidelity-x1-s0" in capsys.readouterr().out
+    row = next(row for row in found["reported"]["frames"]["rows"] if (row["measure"], row["contestant"]) == ("miou:judge-a", "fidelity"))
+    assert row["seed_names"] == ["0", "1"]
+    assert (tmp_path / "here/final/kl-x1-s1" / PACKED).is_file()
+
+
+def test_what_is_taken_over_reads_as_a_report(finished, tmp_path):
+    from arena.packed import pack, unpack
+
+    file = pack(finished / "final" / "kl-x1-s0", {})
+    report = read_report(unpack(file, tmp_path / "here", {}) / "test-frames")
+    assert report.images == ["1", "2", "3"] and report.names == ["noisy", "kl", "kl+keep"]
