@@ -15,15 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from segaware.training.precision import computes_bf16
+
 __all__ = ["Muon", "inner_matrices"]
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring the singular values of each matrix ``(N, m, n)`` near 1 by a Newton-Schulz iteration in bfloat16.
+    """Bring the singular values of each matrix ``(N, m, n)`` near 1 by a Newton-Schulz iteration.
 
+    In bfloat16 where that is computed; in float32 where it is only emulated, which takes more than twice as long.
     The quintic's coefficients (Jordan et al.) trade exactness for speed: values end up in about [0.7, 1.2].
     """
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if computes_bf16(matrices.device) else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

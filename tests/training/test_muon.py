@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from segaware import DnCNN, FFDNet, LiuDenoiser
+from segaware.training import muon
 from segaware.training.muon import Muon, inner_matrices, orthogonalize
 
 
-def test_orthogonalize_brings_singular_values_near_one():
+@pytest.mark.parametrize("lower", [True, False])
+def test_orthogonalize_brings_singular_values_near_one(monkeypatch, lower):
+    """In bfloat16 and in float32, as the machine has it; and the two differ, so that each was computed as told."""
+    matrices = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: not lower)
+    other = orthogonalize(matrices)
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: lower)
+    assert 0 < (orthogonalize(matrices) - other).abs().max() < 0.05
     matrices = torch.randn(3, 16, 90, generator=torch.Generator().manual_seed(0))
     for batch in (matrices, matrices.mT):
         values = torch.linalg.svdvals(orthogonalize(batch))
