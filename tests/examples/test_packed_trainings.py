@@ -1,7 +1,9 @@
 """examples/arena/packed.py: a final that goes on where it stood on another machine."""
 
+import gzip
 import json
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from segaware.evaluation.report import SCHEMA, read_report
 from segaware.evaluation.results import Results
 
 CLASSES = ["a", "b", "c"]
+KEPT = Path(__file__).parents[2] / "docs" / "data"
 
 
 def measure(folder, which, name, levels, right):
@@ -194,3 +197,30 @@ def test_what_is_taken_over_reads_as_a_report(finished, tmp_path):
     file = pack(finished / "final" / "kl-x1-s0", {})
     report = read_report(unpack(file, tmp_path / "here", {}) / "test-frames")
     assert report.images == ["1", "2", "3"] and report.names == ["noisy", "kl", "kl+keep"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted(folder.name for folder in KEPT.glob("awareness-*") if folder.is_dir()))
+def test_a_page_is_what_its_kept_trainings_say(arena, tmp_path, page):
+    """Every figure, interval and p of docs/data/PAGE.json.gz, made anew from what was found on each image."""
+    from arena.packed import unpack
+    from arena.verdict import collect
+
+    printed = json.loads(gzip.decompress((KEPT / f"{page}.json.gz").read_bytes()))
+    for file in sorted((KEPT / page).glob("*.json.xz")):
+        unpack(file, tmp_path, printed["setting"])
+    found = json.loads(json.dumps(collect(tmp_path, printed["setting"])))
+    assert [run["folder"] for run in found["final"]["runs"]] == [run["folder"] for run in printed["final"]["runs"]]
+    assert len(found["gaps"]) == len(printed["gaps"]) > 0
+    assert _near(found["gaps"], printed["gaps"])
+    for which in ("frames", "photographs"):
+        assert _near(found["reported"][which]["rows"], printed["reported"][which]["rows"])
+
+
+def _near(own, other):
+    """Alike but for the last digits, which are those of one numpy."""
+    if isinstance(own, dict):
+        return own.keys() == other.keys() and all(_near(own[key], other[key]) for key in own)
+    if isinstance(own, list):
+        return len(own) == len(other) and all(map(_near, own, other))
+    return own == (pytest.approx(other, rel=1e-6, abs=1e-9) if isinstance(other, float) else other)
