@@ -7,7 +7,10 @@ union of each class alone: mIoU, consistency and the share of changed pixels fol
 
 import json
 import lzma
+import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ PACKED = "packed.json.xz"
 _SCHEMA = 1
 _ABOUT = ("schema", "protocol", "source", "images", "contestants", "judges", "environment")
 _TESTS = ("frames", "photographs")
+_REPAIR = f"give the {PACKED} of a training of a final"
 _FIGURES = "matrices: of the measured IoU and accuracy of each image; off the diagonal not as measured"
 
 
@@ -43,7 +47,7 @@ def pack(folder: Path, setting: dict) -> Path:
         test = folder / f"test-{which}"
         if (test / "report.json").is_file():
             report = json.loads((test / "report.json").read_text(encoding="utf-8"))
-            rows = [_counted(row) for row in report["rows"] if row["contestant"] != "noisy" or row["noise"] == "clean"]
+            rows = [_judged(row, _counts) for row in report["rows"] if row["contestant"] != "noisy" or row["noise"] == "clean"]
             looks = test / "classes.jsonl"
             record["tests"][which] = {key: report[key] for key in _ABOUT} | {
                 "rows": rows, "classes": looks.read_text(encoding="utf-8") if looks.is_file() else None,
@@ -65,32 +69,48 @@ def unpack(file: Path, out: Path, setting: dict) -> Path | None:
     folder = _place(file, record, out)
     if (folder / "result.json").is_file():
         return None
-    for which, test in record["tests"].items():
-        classes = test.pop("classes")
-        rows = [_matrices(row) for row in test.pop("rows")]
-        report = test | {"environment": test["environment"] | {"kept": _FIGURES}, "rows": rows}
-        write_json(folder / f"test-{which}" / "report.json", report)
-        if classes is not None:
-            write_bytes(folder / f"test-{which}" / "classes.jsonl", classes.encode())
-    write_bytes(folder / PACKED, file.read_bytes())
-    write_json(folder / "result.json", record["result"])  # last: with it the training counts as finished
+    if folder.exists():
+        raise EvaluationError(f"{folder}: a training that is not finished is in the place of {file}; finish it, or delete that folder")
+    try:
+        reports = {which: _report(test) for which, test in record["tests"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise EvaluationError(f"{file}: damaged ({type(error).__name__}: {error}); {_REPAIR}") from error
+    partial = out / f".{folder.name}.{os.getpid()}.partial"  # beside the phases: what is half there counts in none of them
+    try:
+        for which, (report, classes) in reports.items():
+            write_json(partial / f"test-{which}" / "report.json", report)
+            if classes is not None:
+                write_bytes(partial / f"test-{which}" / "classes.jsonl", classes)
+        write_bytes(partial / PACKED, file.read_bytes())
+        write_json(partial / "result.json", record["result"])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
+def _report(test: dict) -> tuple[dict, bytes | None]:
+    """The report, and the classifier's looks beside it."""
+    about = {key: test[key] for key in _ABOUT}
+    rows = [_judged(row, matrix_of) for row in test["rows"]]
+    classes = test["classes"]
+    return about | {"environment": about["environment"] | {"kept": _FIGURES}, "rows": rows}, None if classes is None else classes.encode()
+
+
 def _read(file: Path) -> dict:
-    repair = f"give the {PACKED} of a training of a final"
     try:
         record = json.loads(lzma.decompress(file.read_bytes()))
     except OSError as error:
-        raise EvaluationError(f"{file}: cannot be read ({error.strerror or error}); {repair}") from error
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror or error}); {_REPAIR}") from error
     except (EOFError, ValueError, lzma.LZMAError) as error:
-        raise EvaluationError(f"{file}: no packed training ({type(error).__name__}: {error}); {repair}") from error
+        raise EvaluationError(f"{file}: no packed training ({type(error).__name__}: {error}); {_REPAIR}") from error
     whole = {"setting": dict, "result": dict, "tests": dict, "phase": str}
     if not isinstance(record, dict) or record.get("schema") != _SCHEMA or any(not isinstance(record.get(key), kind) for key, kind in whole.items()):
-        raise EvaluationError(f"{file}: no packed training of this version; {repair}")
+        raise EvaluationError(f"{file}: no packed training of this version; {_REPAIR}")
     tests = record["tests"]
-    if not {*tests} <= {*_TESTS} or any(not isinstance(test, dict) or {*test} < {*_ABOUT, "rows", "classes"} for test in tests.values()):
-        raise EvaluationError(f"{file}: not whole; {repair}")
+    if not {*tests} <= {*_TESTS} or any(not isinstance(test, dict) or not {*_ABOUT, "rows", "classes"} <= {*test} for test in tests.values()):
+        raise EvaluationError(f"{file}: not whole; {_REPAIR}")
     return record
 
 
@@ -106,14 +126,11 @@ def _place(file: Path, record: dict, out: Path) -> Path:
     raise EvaluationError(f"{file}: {phase[:80]} {str(name)[:80]!r} is no training of this version; leave it out of --known")
 
 
-def _counted(row: dict) -> dict:
-    judges = {judge: {key: _counts(value) if isinstance(value, list) else value for key, value in found.items()} for judge, found in row.get("judges", {}).items()}
-    return {**row, "judges": judges} if judges else row
-
-
-def _matrices(row: dict) -> dict:
-    judges = {judge: {key: matrix_of(value) if isinstance(value, list) else value for key, value in found.items()} for judge, found in row.get("judges", {}).items()}
-    return {**row, "judges": judges} if judges else row
+def _judged(row: dict, change: Callable[[list], list]) -> dict:
+    """The row with each of its matrices changed; what else a judge said is a number."""
+    if not row.get("judges"):
+        return row
+    return {**row, "judges": {judge: {key: change(v) if isinstance(v, list) else v for key, v in found.items()} for judge, found in row["judges"].items()}}
 
 
 def _counts(matrix: list) -> list[int]:

@@ -122,6 +122,9 @@ def test_a_training_that_was_stopped(arena, tmp_path):
     assert json.loads((found / "result.json").read_text())["error"] == "kl dominates" and not list(found.glob("test-*"))
 
 
+ABOUT = {"schema": 1, "protocol": {}, "source": {}, "images": [], "contestants": [], "judges": [], "environment": {}, "rows": [], "classes": None}
+
+
 def packed(file, **changed):
     record = {"schema": 1, "phase": "final", "setting": {}, "tests": {}, "result": {"contestant": "kl", "factor": 1.0, "seed": 0, "steps": 3}}
     file.write_bytes(lzma.compress(json.dumps(record | changed).encode()))
@@ -136,6 +139,9 @@ def packed(file, **changed):
         ({"result": []}, "of this version"),
         ({"tests": {"../frames": {}}}, "not whole"),
         ({"tests": {"frames": {"rows": []}}}, "not whole"),
+        ({"tests": {"frames": ABOUT | {"rows": 3}}}, "damaged"),
+        ({"tests": {"frames": ABOUT | {"rows": [{"judges": {"a": {"clean": ["x"]}}}]}}}, "damaged"),
+        ({"tests": {"frames": ABOUT | {"environment": None}}}, "damaged"),
         ({"phase": "screen"}, "is no training"),
         ({"phase": "../final"}, "is no training"),
         ({"result": {"contestant": "../kl", "factor": 1.0, "seed": 0, "steps": 3}}, "is no training"),
@@ -152,6 +158,27 @@ def test_what_does_not_fit_leaves_nothing(arena, tmp_path, odd, words):
     with pytest.raises(EvaluationError, match=f"p.json.xz: .*{words}"):
         unpack(file, tmp_path / "deep" / "here", {"share": 0.1})
     assert {f.name for f in tmp_path.iterdir()} == {"p.json.xz"}
+
+
+def test_a_training_that_is_not_finished_stays(arena, tmp_path):
+    from arena.packed import unpack
+
+    begun = tmp_path / "here/final/kl-x1-s0"
+    begun.mkdir(parents=True)
+    (begun / "log.jsonl").write_text("a step")
+    with pytest.raises(EvaluationError, match="kl-x1-s0: a training that is not finished is in the place of .*; finish it, or delete"):
+        unpack(packed(tmp_path / "p.json.xz"), tmp_path / "here", {})
+    assert [f.name for f in begun.iterdir()] == ["log.jsonl"] and [f.name for f in (tmp_path / "here").iterdir()] == ["final"]
+
+
+def test_half_of_it_counts_for_nothing(arena, tmp_path, monkeypatch):
+    """A full disk in the midst: no folder that a later call would take for a training."""
+    from arena import packed as module
+
+    monkeypatch.setattr(module, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        module.unpack(packed(tmp_path / "p.json.xz"), tmp_path / "here", {})
+    assert not [*(tmp_path / "here").rglob("*.json")] and not (tmp_path / "here/final").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", lzma.compress(b"{"), lzma.compress(b"[]"), lzma.compress(b"{}")[:-9]])
