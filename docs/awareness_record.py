@@ -40,7 +40,7 @@ class Found:
 
     def what(self, name: str) -> str:
         base, _, twin = name.partition("@")
-        return self.record["contestants"].get(base, {}).get("what", "") + (", untrained segmenter" if twin else "")
+        return f"`{base}` through an untrained segmenter" if twin else self.record["contestants"].get(base, {}).get("what", "")
 
     def row(self, which: dict | None, measure: str, noise: str, name: str) -> dict | None:
         rows = (which or {}).get("rows", ())
