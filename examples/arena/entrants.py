@@ -198,7 +198,7 @@ ENTRANTS: dict[str, Entrant] = {
                      one(lambda kit: EntropySegAwareLoss(kit.usaid()))),
     "usaid-calibrated": Entrant("seed", "U-SAID, its head scaled to half of the largest entropy on clean patches",
                                 one(lambda kit: EntropySegAwareLoss(kit.usaid(calibrated=True)))),
-    "usaid-marginal": Entrant("seed", "U-SAID, minus the entropy of the mean prediction",
+    "usaid-marginal": Entrant("seed", "U-SAID, its head scaled as in usaid-calibrated, minus the entropy of the mean prediction",
                               one(lambda kit: EntropySegAwareLoss(kit.usaid(calibrated=True), balance=1.0))),
     "released-detached": Entrant("seed", "U-SAID's released loss: own arg-max, focal, no gradient (forensic)",
                                  one(lambda kit: Detached(PseudoLabelLoss(kit.usaid()))), swept=False),
