@@ -21,7 +21,6 @@ Everything is in OUT/results.json; docs/make_awareness.py makes a page of it. Ne
 
 import argparse
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from arena.judging import beside, figures, held_out, test
 from arena.known import differences, take_over
 from arena.packed import PACKED, pack_finished, unpack
 from arena.runs import Run, claim, claimed, finish, train
-from arena.setting import DEVICE, TEST_SIGMAS, Setting, write_json
+from arena.setting import DEVICE, FOLDER_NAME, TEST_SIGMAS, Setting, write_json
 from arena.tuning import instead
 from arena.verdict import alike, best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
 
@@ -165,7 +164,7 @@ def opened(named: list[str]) -> list[tuple[str, Contestant]]:
     found: list[tuple[str, Contestant]] = []
     for text in named:
         name, _, spec = text.partition("=")
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not spec:
+        if not FOLDER_NAME.fullmatch(name) or not spec:
             raise EvaluationError(f"--beside {text}: give NAME=SPEC; the name becomes that of a folder (letters, digits, . _ -)")
         if name in ("noisy", "clean", *every()) or name in [other.name for _, other in found]:
             raise EvaluationError(f"--beside {text}: there is a {name} already; give it another name")

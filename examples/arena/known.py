@@ -33,17 +33,24 @@ def take_over(setting: Setting, file: Path) -> list[str]:
     for found in runs:  # all of them first: nothing is taken of a file that does not fit
         if not isinstance(found, dict) or any(key not in found for key in _NEEDED):
             raise EvaluationError(f"{file}: a training without {', '.join(_NEEDED)}; write it anew with --collect where it was made")
-        name, factor, seed = (found[key] for key in ("contestant", "factor", "seed"))
-        if name not in every() or not isinstance(factor, (int, float)) or not isinstance(seed, int):  # a name becomes that of a folder
+        if run_of("screen", found) is None:
+            name, factor, seed = (found[key] for key in ("contestant", "factor", "seed"))
             raise EvaluationError(f"{file}: {str(name)[:80]!r} x{factor} s{seed} is no training of this version; leave --known out")
     taken = []
     for found in runs:
-        run = Run("screen", found["contestant"], found["factor"], found["seed"])
-        if run.result(setting.out) is None:
+        run = run_of("screen", found)
+        if run is not None and run.result(setting.out) is None:
             folder = run.folder(setting.out)
             write_json(folder / "result.json", {key: value for key, value in found.items() if key != "folder"})
             taken.append(folder.name)
     return taken
+
+
+def run_of(phase: str, found: dict) -> Run | None:
+    """The training that a result tells of; None if this version knows none such: a name becomes that of a folder."""
+    name, factor, seed = (found.get(key) for key in ("contestant", "factor", "seed"))
+    known = name in every() and isinstance(factor, (int, float)) and isinstance(seed, int)
+    return Run(phase, name, factor, seed) if known else None
 
 
 def read_results(file: Path) -> dict:

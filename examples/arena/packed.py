@@ -8,7 +8,6 @@ union of each class alone: mIoU, consistency and the share of changed pixels fol
 import json
 import lzma
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,8 @@ import numpy as np
 
 from segaware.errors import EvaluationError
 
-from .entrants import every
-from .known import differences
-from .runs import Run
-from .setting import write_bytes, write_json
+from .known import differences, run_of
+from .setting import FOLDER_NAME, write_bytes, write_json
 
 PACKED = "packed.json.xz"
 _SCHEMA = 1
@@ -118,12 +115,12 @@ def _place(file: Path, record: dict, out: Path) -> Path:
     """Where it belongs: a name becomes that of a folder, so none is taken that could be a path."""
     found, phase = record["result"], record["phase"]
     name = found.get("contestant")
-    if phase == "beside" and isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and isinstance(found.get("spec"), str):
+    if phase == "beside" and isinstance(name, str) and FOLDER_NAME.fullmatch(name) and isinstance(found.get("spec"), str):
         return out / "beside" / name
-    factor, seed = found.get("factor"), found.get("seed")
-    if phase == "final" and name in every() and isinstance(factor, (int, float)) and isinstance(seed, int) and "steps" in found:
-        return Run("final", name, factor, seed).folder(out)
-    raise EvaluationError(f"{file}: {phase[:80]} {str(name)[:80]!r} is no training of this version; leave it out of --known")
+    run = run_of("final", found) if phase == "final" and "steps" in found else None
+    if run is None:
+        raise EvaluationError(f"{file}: {phase[:80]} {str(name)[:80]!r} is no training of this version; leave it out of --known")
+    return run.folder(out)
 
 
 def _judged(row: dict, change: Callable[[list], list]) -> dict:
