@@ -325,7 +325,7 @@ def again(title: str, found: Found, setting_of: dict | None = None) -> list[str]
             rows.append([noise, f"`{name}`", text((found.row(source, "psnr", noise, name) or {}).get("value")), bracket(gap, "gain"),
                          bracket(gap, "closed", 0, 100, False), beyond_keep(gap), *cells])  # fmt: skip
     start = Path(str(setting["start"]))
-    told = ("start", "learning_rate", "force")
+    told = ("start", "start_weights", "learning_rate", "force")
     here = setting_of or {}
     other = [f"{key.replace('_', ' ')} {plain_value(setting[key])} (above {plain_value(here[key])})" for key in here if key in setting and key not in told and setting[key] != here[key]]
     return [

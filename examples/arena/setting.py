@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from segaware.entries import load_entry, locate
 from segaware.errors import EvaluationError, InputError
@@ -180,7 +181,11 @@ class Setting:
             "validation_crop", "probes", "choose_sigma", "keep_share", "held_every", "test_every", "test_photographs_limit",
             "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate", "force",
         )  # fmt: skip
-        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys} | self.once("files", self._files)
+        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys} | self.once("files", self._files) | self.once("weights", self._weights)
+
+    def _weights(self) -> dict:
+        """The networks of training by what they hold: under the same name there may be others elsewhere, or later."""
+        return {"start_weights": _contents(self.start()), "segmenter_weights": [_contents(net) for net in self.home()]}
 
     def _files(self) -> dict:
         """The files of the comparison by their names: where they lie is nobody's business."""
@@ -200,6 +205,10 @@ class Setting:
 def _names(names: Iterable[str]) -> str:
     found = sorted(names)
     return f"{len(found)} files, names {hashlib.sha256(chr(10).join(found).encode()).hexdigest()[:12]}"
+
+
+def _contents(net: nn.Module) -> str:
+    return hashlib.sha256(save(net.state_dict())).hexdigest()[:12]
 
 
 def write_json(path: Path, value) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from segaware import DnCNN, FPNSegmenter
-from segaware.entries import write_entry
+from segaware.entries import load_entry, write_entry
 from segaware.errors import EvaluationError, InputError, SegawareError, TrainingError
 from segaware.training.guard import stop_if_dominated
 
@@ -197,6 +197,20 @@ def test_what_else_makes_the_comparison(arena, setting, tmp_path):
     setting.args.imagenet = tmp_path / "none"
     with pytest.raises(InputError, match="--imagenet .* no such file"):
         Setting(setting.args).record()
+
+
+@pytest.mark.parametrize("which", ["start", "home"])
+def test_other_weights_under_the_same_name_are_another_comparison(arena, setting, tmp_path, which):
+    from arena.setting import Setting
+
+    arena.same_comparison(setting)
+    arena.same_comparison(Setting(setting.args))
+    net = load_entry(tmp_path / which)
+    next(net.parameters()).data += 0.1
+    shutil.rmtree(tmp_path / which)
+    write_entry(tmp_path / which, net)
+    with pytest.raises(EvaluationError, match="another comparison .(start|segmenter)_weights .* -> "):
+        arena.same_comparison(Setting(setting.args))
 
 
 def test_a_report_of_other_images_is_not_kept(setting, tmp_path):
