@@ -65,3 +65,24 @@ def means(run: dict, name: str, judge: str | None = None, noise: str | None = No
         if f["contestant"] == name and level and (who in ("", judge) if judge else who != "home"):
             found[measure].append(num(f["value"]))
     return [sum(values) / len(values) if values else math.nan for values in found.values()]
+
+
+def bracket(row: dict, name: str, digits=1, scale=100.0, signed=True) -> str:
+    """``value [low, high]`` of ``name``, ``name_low``, ``name_high``; a dash where it was not measured."""
+    if num(row.get(name)) != num(row.get(name)):
+        return "–"
+    value = text(row[name], digits, scale, signed)
+    low, high = (num(row.get(f"{name}_{end}")) for end in ("low", "high"))
+    return value if math.isnan(low) else f"{value} [{text(low, digits, scale, signed)}, {text(high, digits, scale, signed)}]"
+
+
+def shown(judge: str) -> str:
+    """``home``, of the JSON, is the judge that trains."""
+    return "the training segmenter" if judge == "home" else judge
+
+
+def grid(rows: list[list[str]]) -> list[str]:
+    if len(rows) < 2:
+        return []
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return ["| " + " | ".join(cells[0]) + " |", "|" + "---|" * len(cells[0]), *("| " + " | ".join(row) + " |" for row in cells[1:]), ""]

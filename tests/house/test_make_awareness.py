@@ -116,6 +116,19 @@ def test_given_back_noise_on_photographs(make):
     assert "| `kl` | a | +1.0 [–, +2.0], p 0.030 |" in text
 
 
+def test_the_street_that_was_chosen_on(make):
+    """Gain, and gain beyond the control's best give-back, in pairs of a seed; without its control a training says nothing."""
+    found, head = with_final(record()), "### On the street that was chosen on"
+    assert head not in make.page(found), "the control alone"
+    runs = found["final"]["runs"]
+    runs.append({"contestant": "kl", "factor": 3.0, "seed": 0, "steps": 20, "state": "trained", "held_out": figures("kl", 26.9, 0.42)})
+    runs.append({"contestant": "kl", "factor": 3.0, "seed": 1, "steps": 20, "state": "trained", "held_out": figures("kl", 26.9, 0.9)})
+    text = make.page(found).partition(head)[2]
+    assert "| `kl` | **across** | +2.0 (-1.0) |" in text and "| `kl` | a | +2.0 (-1.0) |" in text and "| `kl` | the training segmenter | +0.0 (+0.0) |" in text
+    runs[0]["keep"] = {"sigma 50": 0.0}
+    assert "| `kl` | **across** | +2.0 (+2.0) |" in make.page(found)
+
+
 def test_seeds_are_paired_by_name(make):
     from awareness_figures import of_seeds
     from awareness_record import Found
