@@ -80,7 +80,7 @@ def beyond_by_judge(found: Found, source: dict, measure: str) -> list[list[str]]
 def beyond_cell(gap: dict | None) -> str:
     if not gap:
         return "–"
-    return f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}], p {text(gap['p_holm'], 3)}"
+    return f"{interval_cell(gap)}, p {text(gap['p_holm'], 3)}"
 
 
 def beyond_keep(gap: dict) -> str:
@@ -103,11 +103,45 @@ def theirs(found: Found) -> list[str]:
 
 def chosen_on(found: Found) -> list[str]:
     """The same trainings on the frames that weights and shares were chosen on: another street."""
+    rows = chosen_on_rows(found) if found.drive else chosen_on_means(found)
+    if len(rows) == 1:
+        return []
+    how = f"{found.drive['images']} of them, intervals as above" if found.drive else "few of them and without intervals, means over the seeds"
+    return [
+        "### On the street that was chosen on", "",
+        f"The same trainings on held-out frames of another drive, {how}: mIoU in points against the control, and in parentheses against"
+        " the control with its best give-back. Weights and shares were chosen on these very frames, which flatters both; what holds on this street"
+        " and on that above is more than one clip's.", "", *grid(rows),
+    ]  # fmt: skip
+
+
+def chosen_on_rows(found: Found) -> list[list[str]]:
+    """With intervals, which need what was found on each frame."""
+    levels = found.noises(found.drive)
+    rows = [["contestant", "judge", *levels]]
+    for name in (n for n in found.names(found.drive) if n not in ("fidelity", "noisy") and (n == "fidelity+keep" or not n.endswith("+keep"))):
+        gaps = [found.gap(noise, name, "drive_gaps") or {} for noise in levels]
+        rows.append([f"`{name}`", "**across**", *(both(bracket(gap, "gain"), beyond_keep(gap)) for gap in gaps)])
+        for judge in found.drive["judges"]:
+            against = [(found.row(found.drive, f"miou:{judge}", noise, name) or {}).get("against", {}) for noise in levels]
+            rows.append([f"`{name}`", shown(judge), *(both(*map(interval_cell, map(one.get, ("fidelity", "fidelity+keep")))) for one in against)])
+    return rows
+
+
+def both(plain: str, beyond: str) -> str:
+    return plain if beyond == "–" else f"{plain} ({beyond})"
+
+
+def interval_cell(gap: dict | None) -> str:
+    return "–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}]"
+
+
+def chosen_on_means(found: Found) -> list[list[str]]:
+    """Without intervals, from the figures of each training alone."""
     runs = [run for run in found.record["final"]["runs"] if run.get("held_out")]
     controls = {run["seed"]: run for run in runs if run["contestant"] == "fidelity"}
     runs = [run for run in runs if run["seed"] in controls]
     levels = [noise for noise in dict.fromkeys(f["noise"] for run in runs for f in run["held_out"]) if noise != "clean"]
-    judges = [judge for judge in found.frames["judges"] if judge != "home"]
     rows = [["contestant", "judge", *levels]]
 
     def gain(run: dict, name: str, judge: str | None, noise: str, given_back: bool) -> float:
@@ -117,17 +151,10 @@ def chosen_on(found: Found) -> list[str]:
 
     for name in dict.fromkeys(run["contestant"] for run in runs if run["contestant"] != "fidelity"):
         own = [run for run in runs if run["contestant"] == name]
-        for judge in (None, *judges, "home"):
+        for judge in (None, *(j for j in found.frames["judges"] if j != "home"), "home"):
             cells = [[text(fmean(gain(run, name, judge, noise, back) for run in own), 1, 100, True) for back in (False, True)] for noise in levels]
-            rows.append([f"`{name}`", shown(judge) if judge else "**across**", *(f"{plain} ({beyond})" for plain, beyond in cells)])
-    if len(rows) == 1:
-        return []
-    return [
-        "### On the street that was chosen on", "",
-        "The same trainings on held-out frames of another drive, few of them and without intervals: mIoU in points against the control, and in brackets against"
-        " the control with its best give-back, means over the seeds. Weights and shares were chosen on these very frames, which flatters both; what holds on this street"
-        " and on that above is more than one clip's.", "", *grid(rows),
-    ]  # fmt: skip
+            rows.append([f"`{name}`", shown(judge) if judge else "**across**", *(both(*cell) for cell in cells)])
+    return rows
 
 
 def photographs(found: Found) -> list[str]:

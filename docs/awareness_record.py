@@ -28,6 +28,7 @@ class Found:
         self.record = record
         self.frames = record.get("reported", {}).get("frames")
         self.photographs = record.get("reported", {}).get("photographs")
+        self.drive = record.get("reported", {}).get("drive")
         self.chosen = record["screen"]["chosen"]
 
     def group(self, name: str) -> str:
@@ -52,8 +53,9 @@ class Found:
     def noises(self, which: dict | None) -> list[str]:
         return [n for n in dict.fromkeys(r["noise"] for r in (which or {}).get("rows", ())) if n != "clean"]
 
-    def gap(self, noise: str, name: str) -> dict | None:
-        return next((g for g in self.record.get("gaps", ()) if g["noise"] == noise and g["contestant"] == name), None)
+    def gap(self, noise: str, name: str, key: str = "gaps") -> dict | None:
+        """Against the control across judges, on the reported frames; ``drive_gaps``: on those that were chosen on."""
+        return next((g for g in self.record.get(key, ()) if g["noise"] == noise and g["contestant"] == name), None)
 
 
 def means(run: dict, name: str, judge: str | None = None, noise: str | None = None) -> list[float]:

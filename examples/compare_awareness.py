@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
-from arena.judging import beside, figures, held_out, test
+from arena.judging import beside, chosen_on, figures, held_out, test
 from arena.known import differences, take_over
 from arena.packed import PACKED, pack_finished, unpack
 from arena.runs import Run, claim, claimed, finish, train
@@ -295,6 +295,7 @@ def work(setting, runs: list[Run]) -> None:
                     result["keep"] = best_keep(result["held_out"], run.name, control)
                     result["keep_against"] = "fidelity" if control else run.name
                 if run.phase == "final":
+                    chosen_on(folder, run.name, result["keep"])
                     test(setting, run.name, folder, _for_all_levels(result["keep"]))
                 result["judging_minutes"] = round((time.monotonic() - start) / 60, 2)
             finish(setting, run, result)
@@ -351,6 +352,9 @@ def same_comparison(setting) -> None:
 
 
 def save(out: Path, record: dict, quiet: bool = False) -> dict:
+    for run in runs_of(out, "final"):
+        if "keep" in run:
+            chosen_on(out / "final" / run["folder"], run["contestant"], run["keep"])
     found = collect(out, record)
     write_json(out / "results.json", found)
     if record:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segaware.errors import EvaluationError
 from segaware.evaluation.contestants import Contestant, GiveBack, Model
-from segaware.evaluation.report import write_report
+from segaware.evaluation.report import read_report, write_report
 from segaware.evaluation.results import Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import Source
@@ -101,14 +101,36 @@ def test(setting: Setting, name: str, folder: Path, keep: dict[str, float], deno
             part = evaluate(source, entrants, one, judges=[setting.home_judge(), *setting.judges()], out=out, known=_measured(out))
             _whole(part)
             if merged is None:
-                people = [*part.contestants[:2], {"name": f"{name}+keep", "kind": "with the chosen share of the noise given back"}]
-                merged = Results(whole, part.source, part.images, people, part.judges, part.environment)
+                merged = Results(whole, part.source, part.images, _with_keep(part, name), part.judges, part.environment)
             for row in part.rows():
                 merged.add(row)
                 if row["contestant"] == name and share == 0:
                     merged.add({**row, "contestant": f"{name}+keep"})
         assert merged is not None
         write_report(merged, out, ("json",))
+
+
+def chosen_on(folder: Path, name: str, keep: dict[str, float]) -> None:
+    """``test-drive``: the held-out drive as the reported sets stand, alone and with the chosen share of each level given back.
+
+    Nothing is measured anew. It is what choices were made on, and a second street.
+    """
+    if (folder / "test-drive" / "report.json").is_file() or not (folder / "held-out" / "report.json").is_file():
+        return
+    found = read_report(folder / "held-out")
+    drive = Results(found.protocol, found.source, found.images, _with_keep(found, name), found.judges, found.environment)
+    for row in found.rows():
+        share = keep.get(row["noise"], 0.0)
+        if row["contestant"] in ("noisy", name):
+            drive.add(row)
+        if row["contestant"] == (f"{name}+{share:g}" if share else name):
+            drive.add({**row, "contestant": f"{name}+keep"})
+    write_report(drive, folder / "test-drive", ("json",))
+
+
+def _with_keep(results: Results, name: str) -> list[dict]:
+    """The noisy images, the contestant, and the latter with noise given back."""
+    return [*results.contestants[:2], {"name": f"{name}+keep", "kind": "with the chosen share of the noise given back"}]
 
 
 def _measured(out: Path) -> Path | None:

@@ -22,7 +22,7 @@ from .setting import FOLDER_NAME, write_bytes, write_json
 PACKED = "packed.json.xz"
 _SCHEMA = 1
 _ABOUT = ("schema", "protocol", "source", "images", "contestants", "judges", "environment")
-_TESTS = ("frames", "photographs")
+_TESTS = ("frames", "photographs", "drive")
 _REPAIR = f"give the {PACKED} of a training of a final"
 _FIGURES = "matrices: of the measured IoU and accuracy of each image; off the diagonal not as measured"
 

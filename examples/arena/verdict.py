@@ -382,8 +382,8 @@ def collect(out: Path, record: dict) -> dict:
     files = [*out.glob("skipped.json"), *sorted((out / "skipped").glob("*.json"))]  # older folders have one for all
     result["skipped"] = {name: reason for file in files for name, reason in json.loads(file.read_text(encoding="utf-8")).items()}
     others = runs_of(out, "beside")
-    result["reported"], result["gaps"], result["beside"] = {}, [], {r["contestant"]: r["kind"] for r in others}
-    for which in ("frames", "photographs"):
+    result["reported"], result["gaps"], result["drive_gaps"], result["beside"] = {}, [], [], {r["contestant"]: r["kind"] for r in others}
+    for which in ("frames", "photographs", "drive"):
         folders: dict[str, list[Path]] = {}
         for run in result["final"]["runs"]:
             folder = out / "final" / run["folder"]
@@ -399,8 +399,8 @@ def collect(out: Path, record: dict) -> dict:
                 "source": first.source, "images": len(panel.images), "block": panel.block, "rows": table(panel),
                 "judges": [j["name"] for j in first.judges], "environment": first.environment,
             }  # fmt: skip
-            if which == "frames":
-                result["gaps"] = gaps(panel)
+            if which != "photographs":
+                result["gaps" if which == "frames" else "drive_gaps"] = gaps(panel)
     users = out / "segmenters.json"
     result["instead"] = json.loads(users.read_text(encoding="utf-8")) if users.is_file() else {}
     return plain(result)

@@ -18,14 +18,17 @@ CLASSES = ["a", "b", "c"]
 KEPT = Path(__file__).parents[2] / "docs" / "data"
 
 
-def measure(folder, which, name, levels, right):
-    """A report of three images as the comparison leaves it: two judges, and a share of the noise given back."""
+def measure(folder, which, name, levels, right, held=()):
+    """A report of three images as the comparison leaves it: two judges, and a share of the noise given back.
+
+    ``held``: the shares of the held-out drive, which goes into a folder of its own.
+    """
     from segaware.evaluation.protocol import Noise, Protocol
 
     protocol = Protocol(noises=[Noise("gaussian", sigma) for sigma in levels], metrics=("psnr",), harm=True)
     labelled = which == "frames"
     source = {"name": which, "note": "", "block": 1, "classes": CLASSES if labelled else None}
-    people = [{"name": n, "kind": "of a test"} for n in ("noisy", name, f"{name}+keep")]
+    people = [{"name": n, "kind": "of a test"} for n in ("noisy", name, *(f"{name}+{share}" for share in held or ("keep",)))]
     judges = [{"name": n, "key": n, "class_names": CLASSES} for n in ("home", "judge-a")]
     results, random = Results(protocol, source, ["1", "2", "3"], people, judges, {"device": "cpu"}), np.random.default_rng(right)
     for noise in protocol.conditions:
@@ -37,8 +40,9 @@ def measure(folder, which, name, levels, right):
                              "judges": {j["name"]: judged for j in judges}})  # fmt: skip
     record = {"schema": SCHEMA, "protocol": protocol.to_dict(), "source": source, "images": results.images, "contestants": people, "judges": judges,
               "environment": results.environment, "rows": list(results.rows())}  # fmt: skip
-    (folder / f"test-{which}").mkdir(parents=True)
-    (folder / f"test-{which}" / "report.json").write_text(json.dumps(record))
+    place = folder / ("held-out" if held else f"test-{which}")
+    place.mkdir(parents=True)
+    (place / "report.json").write_text(json.dumps(record))
     if not labelled:
         lines = [json.dumps({"image": image, "noise": noise.label, "same": True}) for image in results.images for noise in protocol.conditions]
         (folder / f"test-{which}" / "classes.jsonl").write_text("\n".join(lines) + "\n")
@@ -226,6 +230,41 @@ def test_what_is_taken_over_reads_as_a_report(finished, tmp_path):
     assert report.images == ["1", "2", "3"] and report.names == ["noisy", "kl", "kl+keep"]
 
 
+def test_the_street_that_was_chosen_on_is_pooled_as_well(arena, finished, tmp_path):
+    """From what the choice was made on, nothing measured anew: alone, and with the share of each level given back."""
+    from arena.judging import chosen_on
+    from arena.verdict import collect
+
+    keep, shares = {"sigma 25": 0.0, "sigma 50": 0.04}, (0.02, 0.04)
+    for seed in (0, 1):
+        for name, right in (("fidelity", 20), ("kl", 25)):
+            folder = finished / "final" / f"{name}-x1-s{seed}"
+            measure(folder, "frames", name, [25.0, 50.0], right + seed, held=shares)
+            chosen_on(folder, name, keep)
+            held, drive = read_report(folder / "held-out"), read_report(folder / "test-drive")
+            assert drive.names == ["noisy", name, f"{name}+keep"]
+            for measure_ in drive.measures:
+                for noise, other in (("sigma 25", name), ("sigma 50", f"{name}+0.04"), ("clean", name)):
+                    level = drive.noises.index(noise)
+                    np.testing.assert_array_equal(drive.data(measure_, 2, level), held.data(measure_, held.names.index(other), level))
+                    np.testing.assert_array_equal(drive.data(measure_, 1, level), held.data(measure_, held.names.index(name), level))
+    then = (finished / "final/kl-x1-s0/test-drive/report.json").stat().st_mtime_ns
+    chosen_on(finished / "final/kl-x1-s0", "kl", keep)
+    assert (finished / "final/kl-x1-s0/test-drive/report.json").stat().st_mtime_ns == then, "once"
+    found = collect(finished, {})
+    assert {gap["contestant"] for gap in found["drive_gaps"]} == {"fidelity+keep", "kl", "kl+keep"}
+    assert found["drive_gaps"][0]["paired_seeds"] == 2 and found["reported"]["drive"]["images"] == 3
+    assert found["drive_gaps"] != found["gaps"]
+
+    from arena.packed import PACKED, pack_finished, unpack
+
+    pack_finished(finished, {})
+    for file in sorted((finished / "final").glob(f"*/{PACKED}")):
+        unpack(file, tmp_path / "here", {})
+    there = collect(tmp_path / "here", {})
+    assert there["drive_gaps"] == found["drive_gaps"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(folder.name for folder in KEPT.glob("awareness-*") if folder.is_dir()))
 def test_a_page_is_what_its_kept_trainings_say(arena, tmp_path, page):
@@ -240,7 +279,8 @@ def test_a_page_is_what_its_kept_trainings_say(arena, tmp_path, page):
     assert [run["folder"] for run in found["final"]["runs"]] == [run["folder"] for run in printed["final"]["runs"]]
     assert len(found["gaps"]) == len(printed["gaps"]) > 0
     assert _near(found["gaps"], printed["gaps"])
-    for which in ("frames", "photographs"):
+    assert _near(found["drive_gaps"], printed["drive_gaps"])
+    for which in printed["reported"]:
         assert _near(found["reported"][which]["rows"], printed["reported"][which]["rows"])
 
 
