@@ -89,6 +89,18 @@ def test_the_default_hands_clean_images_back_and_leaves_noisy_ones_alone():
     assert np.array_equal(denoise(noisy, keep="machine").pixels, denoise(noisy).pixels)
 
 
+def test_the_plain_one_gives_back_what_its_study_found():
+    images = Path(__file__).parents[2] / "docs" / "images"
+    clean, noisy = (torch.from_numpy(image_io.read(images / f"sample-{what}.png").pixels / np.float32(255)) for what in ("clean", "noisy"))
+    clean, noisy = (image.permute(2, 0, 1) for image in (clean, noisy))
+    handed = denoise(clean, "liu-blind", keep="machine")
+    assert -10 * torch.log10((handed - clean).square().mean()) >= 50
+    plain, kept = denoise(noisy, "liu-blind"), denoise(noisy, "liu-blind", keep="machine")
+    share = ((kept - plain) * (noisy - plain)).sum() / (noisy - plain).square().sum()
+    assert 0.03 < share < 0.041, "4 % at sigma 25; the level is estimated"
+    torch.testing.assert_close(kept, plain + share * (noisy - plain))
+
+
 def test_refusals(net):
     with pytest.raises(ModelError, match="states no shares"):
         denoise(torch.rand(3, 8, 8), net, keep="machine")
