@@ -89,15 +89,17 @@ def beyond_keep(gap: dict) -> str:
 
 
 def theirs(found: Found) -> list[str]:
-    """Differences from the denoisers that were not trained here."""
+    """Differences from the denoisers that were not trained here, and from those that were told labels."""
+    taught = {name: "Trained here with true labels" for name in found.names(found.frames) if found.labels(name) and not name.endswith("+keep")}
     lines = []
-    for other, kind in found.record.get("beside", {}).items():
+    for other, kind in ({name: f"{kind}, not trained here" for name, kind in found.record.get("beside", {}).items()} | taught).items():
         rows = [["contestant", *found.noises(found.frames)]]
         for name in found.names(found.frames):
             gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
             if name != other and any(f"over:{other}" in gap for gap in gaps):
                 rows.append([f"`{name}`", *(bracket(gap, f"over:{other}") + f", p {text(gap.get(f'over:{other}_p_holm'), 3)}" for gap in gaps)])
-        lines += [f"### Beside `{other}`", "", f"{kind}, not trained here. mIoU across judges, points above it; p after Holm's correction.", "", *grid(rows)]
+        if len(rows) > 1:
+            lines += [f"### Beside `{other}`", "", f"{kind}. mIoU across judges, points above it; p after Holm's correction.", "", *grid(rows)]
     return lines
 
 

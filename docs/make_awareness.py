@@ -86,6 +86,8 @@ def in_short(found: Found) -> list[str]:
         if taught:
             top = max(taught, key=lambda g: num(g["gain"]))
             line += f". With labels (`{top['contestant']}`): {bracket(top, 'gain')}"
+            if f"over:{top['contestant']}" in best:
+                line += f"; `{best['contestant']}` over that: {bracket(best, 'over:' + top['contestant'])}"
         lines.append(f"- {line}.")
     return ["## In short", "", *lines, ""] if lines else []
 

@@ -250,8 +250,10 @@ def _correct(tests: list[list[dict]], key: str, into: str) -> None:
 def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
     """How much of the control's gap to clean input is closed, by judge and across the held-out ones; and gain retention.
 
-    Everything is of the seeds that both sides have, ``paired_seeds`` of them.
+    Everything is of the seeds that both sides have, ``paired_seeds`` of them. ``over:NAME``: above those beside, and above
+    who was trained with labels.
     """
+    rivals = (*panel.beside, *(n for n in panel.names if n in ENTRANTS and ENTRANTS[n].labels == "true"))
     measures = {m.judge: m for m in panel.measures if m.key.startswith("miou:")}
     units = -(-len(panel.images) // panel.block)
     rows: list[dict] = []
@@ -274,7 +276,7 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             if name == "fidelity":
                 continue
             gains_of, gaps_of = {}, {}
-            overs_of: dict[str, dict[str, tuple]] = {other: {} for other in ("fidelity+keep", *panel.beside) if other in panel.names and other != name}
+            overs_of: dict[str, dict[str, tuple]] = {other: {} for other in ("fidelity+keep", *rivals) if other in panel.names and other != name}
             for judge, measure in measures.items():
                 seeds = _common(panel, name, "fidelity", measure, noise)
                 if panel.clean(judge) is None or not seeds:
@@ -309,7 +311,7 @@ def gaps(panel: Panel, level: float = 0.95) -> list[dict]:
             rows.append(row)
         here = [row for row in rows if row["noise"] == noise]
         one = next(iter(measures.values()))
-        others = {"p": "fidelity", "over_keep_p": "fidelity+keep", **{f"over:{other}_p": other for other in panel.beside}}
+        others = {"p": "fidelity", "over_keep_p": "fidelity+keep", **{f"over:{other}_p": other for other in rivals}}
         for key, other in others.items():
             if other not in panel.names:
                 continue

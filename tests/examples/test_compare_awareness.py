@@ -444,7 +444,7 @@ def test_differences_and_gaps_from_counts(arena):
                 return dict.fromkeys("012", matrices(50))
             if name == "fidelity+keep":  # something is given back
                 return {"0": matrices(45)}
-            own = matrices({"fidelity": 40, "kl": 70 if measure.judge == "home" else 60}[name.removesuffix("+keep")])  # to kl nothing is
+            own = matrices({"fidelity": 40, "ssaid": 55, "kl": 70 if measure.judge == "home" else 60}[name.removesuffix("+keep")])  # to kl nothing is
             return {"0": own, "1": matrices(90)} if name != "fidelity" else {"2": matrices(10), "0": own}
 
     def iou(right):
@@ -462,6 +462,10 @@ def test_differences_and_gaps_from_counts(arena):
     against = row["against"]["fidelity"]
     assert against["difference"] == pytest.approx(iou(60) - iou(40)) and against["paired_seeds"] == 1
     json.dumps(plain(gaps(Fake())), allow_nan=False)
+
+    taught = {row["contestant"]: row for row in gaps(Fake("ssaid", "ssaid+keep"))}  # with labels: what the others are above it
+    assert taught["kl"]["over:ssaid"] == pytest.approx(iou(75) - iou(72.5)) and taught["kl"]["over:ssaid_p_holm"] < 1
+    assert "over:ssaid" not in taught["ssaid"] and not any("over:ssaid+keep" in row for row in taught.values())
 
     # what gives nothing back is no further test: kl+keep is told what kl is told
     fewer, more = ({row["contestant"]: row for row in gaps(Fake(*names))} for names in (("fidelity+keep",), ("kl+keep", "fidelity+keep")))

@@ -165,6 +165,20 @@ def test_denoisers_that_were_not_trained_here(make):
     assert "| contestant | sigma 50 |\n|---|---|\n| `kl` | +1.3 [+0.6, +2.0], p 0.002 |\n\n" in text and "| `fidelity+keep` | – |" not in text
 
 
+def test_what_labels_bring_stands_beside(make):
+    found = with_final(record())
+    found["contestants"]["liu-joint"] = {"group": "seed", "what": "labels", "labels": "true"}
+    for which in ("frames", "photographs"):
+        rows = found["reported"][which]["rows"]
+        rows += [{**row, "contestant": "liu-joint"} for row in rows if row["contestant"] == "kl"]
+    found["gaps"].append({**found["gaps"][0], "contestant": "liu-joint", "gain": 0.017})
+    assert "Beside" not in make.page(found), "not tested"
+    found["gaps"][0] |= {"over:liu-joint": 0.004, "over:liu-joint_low": -0.001, "over:liu-joint_high": 0.009, "over:liu-joint_p_holm": 0.2}
+    text = make.page(found)
+    assert "With labels (`liu-joint`): +1.7 [+1.1, +3.1]; `kl` over that: +0.4 [-0.1, +0.9]" in text
+    assert "### Beside `liu-joint`\n\nTrained here with true labels." in text and "| `kl` | +0.4 [-0.1, +0.9], p 0.200 |" in text
+
+
 def test_seeds_have_a_figure(make, tmp_path):
     found = with_final(record())
     found["gaps"][0]["by_judge"] = {"a": {"gain": 0.02, "gain_low": None, "gain_high": 0.03, "gap": 0.1}}
