@@ -29,8 +29,7 @@ def final(found: Found) -> list[str]:
         rows = [["contestant", "PSNR, dB", "against the control", "mIoU across judges, gain in points", "p", "each seed", "of the gap, %", "retention", *judges, "training segmenter"]]
         for name in found.names(source):
             psnr, gap = found.row(source, "psnr", noise, name), found.gap(noise, name)
-            against = (psnr or {}).get("against", {}).get("fidelity", {})
-            value = "–" if not against else f"{text(against['difference'], 3, 1, True)} [{text(against['low'], 3, 1, True)}, {text(against['high'], 3, 1, True)}]"
+            value = interval_cell((psnr or {}).get("against", {}).get("fidelity"), 3, 1)
             cells = [text((found.row(source, f"miou:{j}", noise, name) or {}).get("value"), 1, 100) for j in (*judges, "home")]
             gap = gap or {}
             one = name in found.record.get("beside", ())  # one training, whatever it is compared with
@@ -108,7 +107,7 @@ def chosen_on(found: Found) -> list[str]:
     rows = chosen_on_rows(found) if found.drive else chosen_on_means(found)
     if len(rows) == 1:
         return []
-    how = f"{found.drive['images']} of them, intervals as above" if found.drive else "few of them and without intervals, means over the seeds"
+    how = f"{found.drive['images']} of them, intervals as above (wide where a class is on few frames, and comes and goes with them)" if found.drive else "few of them and without intervals, means over the seeds"
     return [
         "### On the street that was chosen on", "",
         f"The same trainings on held-out frames of another drive, {how}: mIoU in points against the control, and in parentheses against"
@@ -131,11 +130,16 @@ def chosen_on_rows(found: Found) -> list[list[str]]:
 
 
 def both(plain: str, beyond: str) -> str:
+    """The one, and the other in parentheses where there is one."""
     return plain if beyond == "–" else f"{plain} ({beyond})"
 
 
-def interval_cell(gap: dict | None) -> str:
-    return "–" if not gap else f"{text(gap['difference'], 1, 100, True)} [{text(gap['low'], 1, 100, True)}, {text(gap['high'], 1, 100, True)}]"
+def interval_cell(gap: dict | None, digits: int = 1, scale: float = 100.0) -> str:
+    """A difference with its interval, by default in points."""
+    if not gap:
+        return "–"
+    difference, low, high = (text(gap[key], digits, scale, True) for key in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
 
 
 def chosen_on_means(found: Found) -> list[list[str]]:
@@ -172,8 +176,7 @@ def photographs(found: Found) -> list[str]:
             for key, _, digits, percent in keys:
                 row, scale = found.row(source, key, noise, name), 100 if percent else 1
                 gap = (row or {}).get("against", {}).get("fidelity")
-                cells.append("–" if row is None else text(row["value"], digits, scale) + (
-                    "" if not gap else f" ({text(gap['difference'], digits, scale, True)} [{text(gap['low'], digits, scale, True)}, {text(gap['high'], digits, scale, True)}])"))  # fmt: skip
+                cells.append("–" if row is None else both(text(row["value"], digits, scale), interval_cell(gap, digits, scale)))
             rows.append([f"`{name}`", *cells])
         out += [f"### {noise}", "", *grid(rows)]
     rows = [["contestant", "judge", *found.noises(source)], *beyond_by_judge(found, source, "consistency")]

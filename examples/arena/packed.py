@@ -17,12 +17,11 @@ import numpy as np
 from segaware.errors import EvaluationError
 
 from .known import differences, run_of
-from .setting import FOLDER_NAME, write_bytes, write_json
+from .setting import FOLDER_NAME, REPORTED, write_bytes, write_json
 
 PACKED = "packed.json.xz"
 _SCHEMA = 1
 _ABOUT = ("schema", "protocol", "source", "images", "contestants", "judges", "environment")
-_TESTS = ("frames", "photographs", "drive")
 _REPAIR = f"give the {PACKED} of a training of a final"
 _FIGURES = "matrices: of the measured IoU and accuracy of each image; off the diagonal not as measured"
 
@@ -40,7 +39,7 @@ def pack(folder: Path, setting: dict) -> Path:
     """Write ``folder/packed.json.xz`` of a finished training of the final, or of a denoiser beside it."""
     record: dict = {"schema": _SCHEMA, "phase": folder.parent.name, "setting": setting, "tests": {}}
     record["result"] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    for which in _TESTS:
+    for which in REPORTED:
         test = folder / f"test-{which}"
         if (test / "report.json").is_file():
             report = json.loads((test / "report.json").read_text(encoding="utf-8"))
@@ -106,7 +105,7 @@ def _read(file: Path) -> dict:
     if not isinstance(record, dict) or record.get("schema") != _SCHEMA or any(not isinstance(record.get(key), kind) for key, kind in whole.items()):
         raise EvaluationError(f"{file}: no packed training of this version; {_REPAIR}")
     tests = record["tests"]
-    if not {*tests} <= {*_TESTS} or any(not isinstance(test, dict) or not {*_ABOUT, "rows", "classes"} <= {*test} for test in tests.values()):
+    if not {*tests} <= {*REPORTED} or any(not isinstance(test, dict) or not {*_ABOUT, "rows", "classes"} <= {*test} for test in tests.values()):
         raise EvaluationError(f"{file}: not whole; {_REPAIR}")
     return record
 

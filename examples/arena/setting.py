@@ -25,6 +25,7 @@ from segaware.training.data import ImageFiles, image_files
 
 HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
 HELD_IMAGES = 32
+REPORTED = ("frames", "photographs", "drive")  # the test sets, and the held-out drive, which choices are made on
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # what a denoiser beside the comparison may be called
 TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,6 +18,7 @@ from segaware.evaluation.significance import compare, holm, interval, replicates
 
 from .entrants import ENTRANTS, TWIN, entrant, group
 from .judging import same_class
+from .setting import REPORTED
 
 BUDGET = 0.10  # dB that awareness may cost
 SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
@@ -385,7 +386,7 @@ def collect(out: Path, record: dict) -> dict:
     result["skipped"] = {name: reason for file in files for name, reason in json.loads(file.read_text(encoding="utf-8")).items()}
     others = runs_of(out, "beside")
     result["reported"], result["gaps"], result["drive_gaps"], result["beside"] = {}, [], [], {r["contestant"]: r["kind"] for r in others}
-    for which in ("frames", "photographs", "drive"):
+    for which in REPORTED:
         folders: dict[str, list[Path]] = {}
         for run in result["final"]["runs"]:
             folder = out / "final" / run["folder"]
@@ -401,8 +402,9 @@ def collect(out: Path, record: dict) -> dict:
                 "source": first.source, "images": len(panel.images), "block": panel.block, "rows": table(panel),
                 "judges": [j["name"] for j in first.judges], "environment": first.environment,
             }  # fmt: skip
-            if which != "photographs":
-                result["gaps" if which == "frames" else "drive_gaps"] = gaps(panel)
+            labelled = {"frames": "gaps", "drive": "drive_gaps"}
+            if which in labelled:
+                result[labelled[which]] = gaps(panel)
     users = out / "segmenters.json"
     result["instead"] = json.loads(users.read_text(encoding="utf-8")) if users.is_file() else {}
     return plain(result)

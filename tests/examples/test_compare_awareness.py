@@ -199,8 +199,8 @@ def test_what_else_makes_the_comparison(arena, setting, tmp_path):
         Setting(setting.args).record()
 
 
-@pytest.mark.parametrize("which", ["start", "home"])
-def test_other_weights_under_the_same_name_are_another_comparison(arena, setting, tmp_path, which):
+@pytest.mark.parametrize("which, key", [("start", "start"), ("home", "segmenter")])
+def test_other_weights_under_the_same_name_are_another_comparison(arena, setting, tmp_path, which, key):
     from arena.setting import Setting
 
     arena.same_comparison(setting)
@@ -209,7 +209,7 @@ def test_other_weights_under_the_same_name_are_another_comparison(arena, setting
     next(net.parameters()).data += 0.1
     shutil.rmtree(tmp_path / which)
     write_entry(tmp_path / which, net)
-    with pytest.raises(EvaluationError, match="another comparison .(start|segmenter)_weights .* -> "):
+    with pytest.raises(EvaluationError, match=f"another comparison .{key}_weights .* -> "):
         arena.same_comparison(Setting(setting.args))
 
 
