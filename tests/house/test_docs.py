@@ -189,6 +189,7 @@ def anchors(text: str) -> set[str]:
 
 
 def lost_links(page: Path) -> list[str]:
+    """Links to what is not there, and those of the site's pages to pages of the repository that the site has not (cards it has)."""
     lost = []
     for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose(page.read_text(encoding="utf-8"))):
         if "://" in target or target.startswith("mailto:"):
@@ -200,6 +201,8 @@ def lost_links(page: Path) -> list[str]:
             if file.stem not in known:
                 lost.append(target)
         elif not file.exists() or anchor and file.suffix == ".md" and anchor not in anchors(file.read_text(encoding="utf-8")):
+            lost.append(target)
+        elif DOCS in page.parents and file.suffix == ".md" and DOCS not in file.parents and file not in CARDS:
             lost.append(target)
     return lost
 
@@ -213,6 +216,15 @@ def test_lost_links_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A b, `c`\n[x](#a-b-c) [y](page.md#a-b-c) [lost](page.md#d) [gone](gone.md) [far](https://example.org/z) `[n](no.md)`\n")
     assert lost_links(page) == ["page.md#d", "gone.md"]
+
+
+def test_links_that_the_site_lacks_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "DOCS", tmp_path / "docs")
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    (tmp_path / "README.md").write_text("# A\n")
+    page.write_text(f"[a](../README.md#a) [b](page.md) [card]({CARDS[0].as_posix()})")
+    assert lost_links(page) == ["../README.md#a"]
 
 
 def test_the_modules_of_public_names_are_in_the_reference():
