@@ -72,5 +72,5 @@ def read_results(file: Path) -> dict:
 
 
 def differences(then: dict, now: dict) -> list[str]:
-    """What both settings tell, and tell differently."""
-    return [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
+    """What both settings tell, and tell differently. An older one may hold "auto" for a precision: its trainings each tell what that came to."""
+    return [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] not in (now[key], "auto" if key == "precision" else now[key])]

@@ -22,6 +22,7 @@ from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.sources import CAMVID_CLASSES, Source, open_source
 from segaware.training import Recipe
 from segaware.training.data import ImageFiles, image_files
+from segaware.training.precision import precision_here
 
 HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
 HELD_IMAGES = 32
@@ -182,7 +183,9 @@ class Setting:
             "validation_crop", "probes", "choose_sigma", "keep_share", "held_every", "test_every", "test_photographs_limit",
             "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate", "force",
         )  # fmt: skip
-        return {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys} | self.once("files", self._files) | self.once("weights", self._weights)
+        told = {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys}
+        told["precision"] = precision_here(self.args.precision, torch.device(DEVICE))  # "auto" is another one elsewhere
+        return told | self.once("files", self._files) | self.once("weights", self._weights)
 
     def _weights(self) -> dict:
         """The networks of training by what they hold: under the same name there may be others elsewhere, or later."""

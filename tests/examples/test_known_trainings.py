@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+import torch
 
 from segaware.errors import EvaluationError
 
@@ -49,6 +50,20 @@ def test_what_was_screened_elsewhere_is_not_trained_again(arena, setting, kept, 
     assert found["screen"]["chosen"]["fidelity"]["miou"] == 0.5
     arena.main(argv)
     assert trained == ["kl"] and "taken over nothing that is not here" in capsys.readouterr().out
+
+
+def test_a_setting_tells_what_auto_came_to(setting, kept):
+    """On another machine it may come to something else; of older settings that kept the word, each training tells."""
+    from arena.known import take_over
+    from arena.setting import DEVICE
+
+    from segaware.training.precision import precision_here
+
+    setting.args.precision = "auto"
+    assert setting.record()["precision"] == precision_here("auto", torch.device(DEVICE)) != "auto"
+    assert take_over(setting, kept(run_of("kl"), precision="auto")) == ["kl-x3-s0"]
+    with pytest.raises(EvaluationError, match="precision fp16 -> "):
+        take_over(setting, kept(run_of("kl"), precision="fp16"))
 
 
 def test_what_was_found_here_stays(setting, kept):
