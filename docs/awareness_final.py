@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 
-from awareness_record import Found, bracket, grid, means, shown, text
+from awareness_record import Found, bracket, grid, shown, text
 
 
 def final(found: Found) -> list[str]:
@@ -104,20 +103,8 @@ def theirs(found: Found) -> list[str]:
 
 def chosen_on(found: Found) -> list[str]:
     """The same trainings on the frames that weights and shares were chosen on: another street."""
-    rows = chosen_on_rows(found) if found.drive else chosen_on_means(found)
-    if len(rows) == 1:
+    if not found.drive:
         return []
-    how = f"{found.drive['images']} of them, intervals as above (wide where a class is on few frames, and comes and goes with them)" if found.drive else "few of them and without intervals, means over the seeds"
-    return [
-        "### On the street that was chosen on", "",
-        f"The same trainings on held-out frames of another drive, {how}: mIoU in points against the control, and in parentheses against"
-        " the control with its best give-back. Weights and shares were chosen on these very frames, which flatters both; what holds on this street"
-        " and on that above is more than one clip's.", "", *grid(rows),
-    ]  # fmt: skip
-
-
-def chosen_on_rows(found: Found) -> list[list[str]]:
-    """With intervals, which need what was found on each frame."""
     levels = found.noises(found.drive)
     rows = [["contestant", "judge", *levels]]
     for name in (n for n in found.names(found.drive) if n not in ("fidelity", "noisy") and (n == "fidelity+keep" or not n.endswith("+keep"))):
@@ -126,7 +113,12 @@ def chosen_on_rows(found: Found) -> list[list[str]]:
         for judge in found.drive["judges"]:
             against = [(found.row(found.drive, f"miou:{judge}", noise, name) or {}).get("against", {}) for noise in levels]
             rows.append([f"`{name}`", shown(judge), *(both(*map(interval_cell, map(one.get, ("fidelity", "fidelity+keep")))) for one in against)])
-    return rows
+    return [
+        "### On the street that was chosen on", "",
+        f"The same trainings on held-out frames of another drive, {found.drive['images']} of them, intervals as above (wide where a class is on few"
+        " frames, and comes and goes with them): mIoU in points against the control, and in parentheses against the control with its best give-back. Weights and shares were chosen on these very frames, which flatters both; what holds on this street"
+        " and on that above is more than one clip's.", "", *grid(rows),
+    ]  # fmt: skip
 
 
 def both(plain: str, beyond: str) -> str:
@@ -140,27 +132,6 @@ def interval_cell(gap: dict | None, digits: int = 1, scale: float = 100.0) -> st
         return "–"
     difference, low, high = (text(gap[key], digits, scale, True) for key in ("difference", "low", "high"))
     return f"{difference} [{low}, {high}]"
-
-
-def chosen_on_means(found: Found) -> list[list[str]]:
-    """Without intervals, from the figures of each training alone."""
-    runs = [run for run in found.record["final"]["runs"] if run.get("held_out")]
-    controls = {run["seed"]: run for run in runs if run["contestant"] == "fidelity"}
-    runs = [run for run in runs if run["seed"] in controls]
-    levels = [noise for noise in dict.fromkeys(f["noise"] for run in runs for f in run["held_out"]) if noise != "clean"]
-    rows = [["contestant", "judge", *levels]]
-
-    def gain(run: dict, name: str, judge: str | None, noise: str, given_back: bool) -> float:
-        control = controls[run["seed"]]
-        share = control.get("keep", {}).get(noise, 0.0) if given_back else 0.0
-        return means(run, name, judge, noise)[1] - means(control, f"fidelity+{share:g}" if share else "fidelity", judge, noise)[1]
-
-    for name in dict.fromkeys(run["contestant"] for run in runs if run["contestant"] != "fidelity"):
-        own = [run for run in runs if run["contestant"] == name]
-        for judge in (None, *(j for j in found.frames["judges"] if j != "home"), "home"):
-            cells = [[text(fmean(gain(run, name, judge, noise, back) for run in own), 1, 100, True) for back in (False, True)] for noise in levels]
-            rows.append([f"`{name}`", shown(judge) if judge else "**across**", *(both(*cell) for cell in cells)])
-    return rows
 
 
 def photographs(found: Found) -> list[str]:

@@ -352,9 +352,6 @@ def same_comparison(setting) -> None:
 
 
 def save(out: Path, record: dict, quiet: bool = False) -> dict:
-    for run in runs_of(out, "final"):  # of a folder that an older version began
-        if "keep" in run:
-            chosen_on(out / "final" / run["folder"], run["contestant"], run["keep"])
     found = collect(out, record)
     write_json(out / "results.json", found)
     if record:

@@ -360,13 +360,13 @@ def _with(name: str, pair, units: int, level: float) -> dict:
     return {name: float(pair[0]), f"{name}_low": low, f"{name}_high": high}
 
 
-def plain(value):
-    """JSON has neither NaN nor infinity."""
+def plain(value, digits: int = 17):
+    """JSON has neither NaN nor infinity. ``digits``: of a float, from the first that is not zero; 17 are all."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, digits) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return number(value) if isinstance(value, (float, np.floating)) else value
+        return [plain(v, digits) for v in value]
+    return number(float(f"{value:.{digits}g}")) if isinstance(value, (float, np.floating)) else value
 
 
 def collect(out: Path, record: dict) -> dict:
@@ -407,7 +407,8 @@ def collect(out: Path, record: dict) -> dict:
                 result[labelled[which]] = gaps(panel)
     users = out / "segmenters.json"
     result["instead"] = json.loads(users.read_text(encoding="utf-8")) if users.is_file() else {}
-    return plain(result)
+    pooled = ("reported", "gaps", "drive_gaps")  # of the digits beyond half of the file is made, and nothing is read in them
+    return {key: plain(value, 7 if key in pooled else 17) for key, value in result.items()}
 
 
 __all__ = ["BUDGET", "TWIN", "Panel", "alike", "best_keep", "carried", "choose", "collect", "gaps", "mean_of", "one_factor", "plain", "runs_of", "score", "table"]

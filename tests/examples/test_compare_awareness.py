@@ -417,6 +417,14 @@ def test_give_back_is_measured_from_the_control_of_the_seed(arena, setting, tmp_
     assert found["keep_against"] == against and found["keep"] == {"sigma 50": 0.0 if seed == 0 else 0.04}
 
 
+def test_numbers_as_json_keeps_them(arena):
+    from arena.verdict import plain
+
+    found = plain({"a": (1 / 3, float("nan"), float("inf")), 5: [np.float32(2), 123456789, True, "x", None]})
+    assert found == {"a": [1 / 3, None, "inf"], "5": [2.0, 123456789, True, "x", None]}
+    assert plain([1 / 3, -2e-9 / 3, 1234567.89, 123456789], 7) == [0.3333333, -6.666667e-10, 1234568.0, 123456789]
+
+
 def test_differences_and_gaps_from_counts(arena):
     """Two judges: the control gets 40 of 100 pixels a class right, clean 80, the contestant 60 (and 70 at home)."""
     from arena.verdict import Panel, gaps, plain, table

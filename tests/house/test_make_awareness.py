@@ -117,16 +117,15 @@ def test_given_back_noise_on_photographs(make):
 
 
 def test_the_street_that_was_chosen_on(make):
-    """Gain, and gain beyond the control's best give-back, in pairs of a seed; without its control a training says nothing."""
+    """Gain, and gain beyond the control's best give-back, from the gaps of that street and not of the reported clip."""
     found, head = with_final(record()), "### On the street that was chosen on"
-    assert head not in make.page(found), "the control alone"
-    runs = found["final"]["runs"]
-    runs.append({"contestant": "kl", "factor": 3.0, "seed": 0, "steps": 20, "state": "trained", "held_out": figures("kl", 26.9, 0.42)})
-    runs.append({"contestant": "kl", "factor": 3.0, "seed": 1, "steps": 20, "state": "trained", "held_out": figures("kl", 26.9, 0.9)})
-    text = make.page(found).partition(head)[2]
-    assert "| `kl` | **across** | +2.0 (-1.0) |" in text and "| `kl` | a | +2.0 (-1.0) |" in text and "| `kl` | the training segmenter | +0.0 (+0.0) |" in text
-    runs[0]["keep"] = {"sigma 50": 0.0}
-    assert "| `kl` | **across** | +2.0 (+2.0) |" in make.page(found)
+    assert head not in make.page(found), "not measured"
+    found["reported"]["drive"] = {**found["reported"]["frames"], "images": 13}
+    found["drive_gaps"] = [{**gap, "gain": gap["gain"] + 0.01, "over_keep_p_holm": 0.6} for gap in found["gaps"]]
+    text = make.page(found).partition(head)[2].partition("\n#")[0]
+    assert "another drive, 13 of them" in text
+    assert "| `kl` | **across** | +3.1 [+1.1, +3.1] (+0.4 [-1.0, +2.0], p 0.600) |" in text and "| `fidelity+keep` | **across** | +2.7 [" in text
+    assert "| `kl` | a | +1.0 [–, +2.0] (+1.0 [–, +2.0]) |" in text and "| `kl` | the training segmenter |" in text and "| `fidelity` |" not in text
 
 
 def test_seeds_are_paired_by_name(make):
