@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from awareness_record import Found, bracket, grid, shown, text
+from awareness_record import Found, bracket, grid, num, shown, text
+
+WORTH_WINNING = 0.02  # of mIoU
 
 
 def final(found: Found) -> list[str]:
@@ -36,7 +38,7 @@ def final(found: Found) -> list[str]:
             rows.append([f"`{name}`", text((psnr or {}).get("value")), value, bracket(gap, "gain"), text(gap.get("p_holm"), 3), seeds or "–", bracket(gap, "closed", 0, 100, False),
                          bracket(gap, "retention", 2, 1, False), *cells])  # fmt: skip
         out += [f"### {noise}", "", *grid(rows)]
-    return [*out, *beyond(found), *chosen_on(found)]
+    return [*out, *won_back(found), *beyond(found), *chosen_on(found)]
 
 
 def several_seeds(found: Found) -> bool:
@@ -50,6 +52,29 @@ def fewer_seeds(found: Found) -> list[str]:
     counts = {name: len(gap["seed_gains"]) for noise in found.noises(found.frames)[:1] for name in found.names(found.frames) if (gap := found.gap(noise, name))}
     lines = [f"`{name}` {count}" for name, count in counts.items() if count < total]
     return [f"Compared over fewer than the {total} seeds (stopped, or not there yet): {', '.join(lines)}.", ""] if lines else []
+
+
+def won_back(found: Found) -> list[str]:
+    """By judge, the share of what the control loses against clean frames."""
+    levels = found.noises(found.frames)
+    rows = [["contestant", "judge", *levels]]
+    for name in (n for n in found.names(found.frames) if n == "fidelity+keep" or n != "fidelity" and not n.endswith("+keep")):
+        gaps = [(found.gap(noise, name) or {}).get("by_judge", {}) for noise in levels]
+        rows += [[f"`{name}`", shown(judge), *(share_won(gap.get(judge)) for gap in gaps)] for judge in found.frames["judges"]]
+    if all(cell == "–" for row in rows[1:] for cell in row[2:]):
+        return []
+    words = (
+        f"% of the points of mIoU that the control is behind clean frames, where these are more than {100 * WORTH_WINNING:g}; brackets are"
+        " the interval of the gain, the loss taken as it was found."
+    )
+    return ["### Of what is lost, by judge", "", words, "", *grid(rows)]
+
+
+def share_won(gap: dict | None) -> str:
+    if not gap or not num(gap["gap"]) > WORTH_WINNING:
+        return "–"
+    scale = 100 / num(gap["gap"])
+    return f"{bracket(gap, 'gain', 0, scale, False)} of {text(gap['gap'], 1, 100)}"
 
 
 def beyond(found: Found) -> list[str]:

@@ -1,6 +1,6 @@
-"""Write docs/awareness.md and its figures from the JSON of examples/compare_awareness.py.
+"""Write a page on awareness and its figures from the JSON of examples/compare_awareness.py.
 
-    python docs/make_awareness.py arena/results.json --again "from a better start" arena-better/results.json
+    python docs/make_awareness.py arena/results.json --again "from a better start" arena-better/results.json --out docs/PAGE.md
 
 Works on whatever is finished: a screen alone, a final of some seeds. Runs no model. ``--out`` is the page; ``--screen``
 takes the screen from the JSON of another folder, of the same setting (one gone on with by ``--known``); ``--again``,
@@ -23,7 +23,6 @@ from awareness_final import again, final, harm, photographs
 from awareness_record import Found, bracket, grid, means, num, text
 from by_hand import BEGIN, END, kept
 
-DOCS = Path(__file__).parent
 TITLE = "Does awareness help?"
 
 
@@ -204,7 +203,7 @@ def screened(record: dict, other: dict, file: Path) -> dict:
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the comparison, plain or as .json.gz")
-    parser.add_argument("--out", type=Path, default=DOCS / "awareness.md", help="the page; figures go to images/ beside it, under its name")
+    parser.add_argument("--out", type=Path, required=True, help="the page, whose tables are written anew; figures go to images/ beside it, under its name")
     parser.add_argument("--title", default=TITLE, help="of the page [%(default)s]")
     parser.add_argument("--screen", type=Path, help="results.json whose screen stands on the page [that of RESULTS]")
     parser.add_argument("--again", nargs=2, action="append", default=[], metavar=("TITLE", "RESULTS"), help="a further comparison")

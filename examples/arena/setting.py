@@ -24,7 +24,7 @@ from segaware.training import Recipe
 from segaware.training.data import ImageFiles, image_files
 from segaware.training.precision import precision_here
 
-HELD_DRIVE = "0006R0"  # of CamVid's training frames: in nobody's training set
+HELD_DRIVE = "0006R0"  # of CamVid's training frames: no denoiser and no judge trained on it; fpn-camvid, as it ships, did
 HELD_IMAGES = 32
 REPORTED = ("frames", "photographs", "drive")  # the test sets, and the held-out drive, which choices are made on
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # what a denoiser beside the comparison may be called

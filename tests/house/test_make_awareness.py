@@ -116,6 +116,14 @@ def test_given_back_noise_on_photographs(make):
     assert "| `kl` | a | +1.0 [–, +2.0], p 0.030 |" in text
 
 
+def test_what_each_judge_wins_back(make):
+    found, head = with_final(record()), "### Of what is lost, by judge"
+    assert head not in make.page(found), "not told by judge"
+    found["gaps"][0]["by_judge"] = {"a": {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "gap": 0.08}, "home": {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "gap": 0.019}}
+    text = make.page(found).partition(head)[2].partition("\n#")[0]
+    assert "more than 2;" in text and "| `kl` | a | 25 [12, 38] of 8.0 |" in text and "| `kl` | the training segmenter | – |" in text
+
+
 def test_the_street_that_was_chosen_on(make):
     """Gain, and gain beyond the control's best give-back, from the gaps of that street and not of the reported clip."""
     found, head = with_final(record()), "### On the street that was chosen on"
