@@ -7,13 +7,16 @@ the folder with the U-SAID authors' three checkpoints (usaid-authors-DnCNN.pth, 
 carry no licence and are not ours to give away: without the option they are left out, and the page says so.
 
 About four hours on one processor core. What is measured stays in ``--work``: a killed run goes on, and
-``--only cbsd68`` beside ``--only camvid`` uses two cores. ``--only page`` writes the page from there.
+``--only cbsd68`` beside ``--only camvid`` uses two cores. ``--only page`` writes the page from there, and every
+figure, interval and paired difference into docs/data/results-*.json.gz.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -36,7 +39,7 @@ SIGMAS = (15, 25, 35, 50)
 PLAIN = "authors-DnCNN"
 AUTHORS = (PLAIN, "authors-SSAID", "authors-USAID")
 SHARES = ("0.03", "0.06")
-OURS = ("dncnn-blind", "liu-blind", "segaware-blind")
+OURS = ("dncnn-blind", "liu-blind", "segaware-blind", "features-blind")
 #: Frame with cars, people and poles, for the strip.
 FRAME = "0016E5_08041"
 #: docs/images is looked at in a browser: no wider than this.
@@ -153,6 +156,23 @@ def save(figure, name):
     return f"images/{name}"
 
 
+def keep_figures(which, args):
+    """What the tables are made of, without the confusion matrices of each image: docs/data/results-WHICH.json.gz."""
+    report = json.loads((args.work / which / "report.json").read_text(encoding="utf-8"))
+    figures = _short({key: value for key, value in report.items() if key not in ("rows", "command")})
+    text = json.dumps(figures, separators=(",", ":"))
+    (DOCS / "data" / f"results-{which}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def _short(value):
+    """Six digits are more than any table shows."""
+    if isinstance(value, dict):
+        return {key: _short(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_short(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def page(args):
     sets = {which: summarise(read_report(args.work / which)) for which in ("cbsd68", "camvid")}
     cbsd, camvid = sets["cbsd68"], sets["camvid"]
@@ -162,7 +182,8 @@ def page(args):
     authors = PLAIN in camvid.results.names
     out = [
         "# Results", "",
-        "Written by `python docs/make_results.py --cbsd68 DIR --camvid DIR --authors DIR`; every figure of the tables is measured;"
+        "Written by `python docs/make_results.py --cbsd68 DIR --camvid DIR --authors DIR`; every figure of the tables is measured"
+        " (in JSON: [CamVid](data/results-camvid.json.gz), [CBSD68](data/results-cbsd68.json.gz));"
         " only \"In short\" is written by hand, from them. Noise is white and Gaussian, neither clipped nor rounded;"
         " denoisers that need sigma are told it."
         f" segaware {machine['segaware']}, torch {machine['torch']}, on {machine['device']}.", "",
@@ -171,7 +192,8 @@ def page(args):
     pairs = [(AUTHORS[2], PLAIN), (AUTHORS[1], PLAIN), (AUTHORS[2], AUTHORS[1])] if authors else []
     pairs += [(f"{PLAIN}+{share}", PLAIN) for share in SHARES] if authors else []
     pairs += [(AUTHORS[2], f"{PLAIN}+{share}") for share in SHARES] if authors else []
-    pairs += [("liu-blind", "dncnn-blind")]
+    pairs += [("segaware-blind", name) for name in (f"{PLAIN}+{SHARES[0]}", AUTHORS[2], PLAIN)] if authors else []
+    pairs += [("segaware-blind", "liu-blind"), ("features-blind", "liu-blind"), ("segaware-blind", "features-blind"), ("liu-blind", "dncnn-blind")]
     differences, words = question(camvid, pairs)
     out += [kept(DOCS / "results.md"), ""]
     out += [
@@ -205,6 +227,8 @@ def page(args):
     out += ["## How to read this", "", *(f"- {line}" for line in how_to_read(camvid))]
     out += [f"- {line}" for line in how_to_read(cbsd) if line not in how_to_read(camvid)]
     (DOCS / "results.md").write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
+    for which in sets:
+        keep_figures(which, args)
     print(DOCS / "results.md")
 
 

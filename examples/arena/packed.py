@@ -18,6 +18,7 @@ from segaware.errors import EvaluationError
 
 from .known import differences, run_of
 from .setting import FOLDER_NAME, REPORTED, write_bytes, write_json
+from .verdict import runs_of
 
 PACKED = "packed.json.xz"
 _SCHEMA = 1
@@ -29,10 +30,10 @@ _FIGURES = "matrices: of the measured IoU and accuracy of each image; off the di
 def pack_finished(out: Path, setting: dict) -> None:
     """Pack each finished training of the final, and each denoiser beside it, that is not packed yet."""
     for phase in ("final", "beside"):
-        for file in sorted((out / phase).glob("*/result.json")):
-            done = phase == "final" or json.loads(file.read_text(encoding="utf-8"))["done"]
-            if done and not (file.parent / PACKED).is_file():
-                pack(file.parent, setting)
+        for run in runs_of(out, phase):
+            folder = out / phase / run["folder"]
+            if not (folder / PACKED).is_file():
+                pack(folder, setting)
 
 
 def pack(folder: Path, setting: dict) -> Path:

@@ -25,9 +25,9 @@ SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
 
 
 def runs_of(out: Path, phase: str) -> list[dict]:
-    """The results of the finished trainings, with their folder."""
-    files = sorted((out / phase).glob("*/result.json"))
-    return [{**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent.name} for file in files]
+    """The results of the finished trainings (of the denoisers beside them: those that are measured), with their folder."""
+    found = [(json.loads(file.read_text(encoding="utf-8")), file.parent.name) for file in sorted((out / phase).glob("*/result.json"))]
+    return [{**result, "folder": folder} for result, folder in found if result.get("done", True)]
 
 
 def mean_of(figures: Iterable[dict], contestant: str, measure: str) -> float:

@@ -91,14 +91,18 @@ def test_what_was_done_elsewhere_counts_as_done_here(finished, tmp_path):
     assert (here / "beside/theirs" / PACKED).read_bytes() == files[0].read_bytes()
 
 
-def test_what_is_packed_is_not_packed_again_and_what_is_not_done_not_at_all(finished):
+def test_what_is_packed_is_not_packed_again_and_what_is_not_done_is_left_out(finished):
     from arena.packed import PACKED, pack_finished
+    from arena.verdict import collect
 
-    (finished / "beside/theirs/result.json").write_text(json.dumps({"contestant": "theirs", "spec": "theirs.pth", "done": False}))
+    assert "theirs" in collect(finished, {})["beside"]
+    (finished / "beside/theirs/result.json").write_text(json.dumps({"contestant": "theirs", "kind": "DnCNN", "spec": "theirs.pth", "done": False}))
     (finished / "final/kl-x1-s0" / PACKED).write_bytes(b"as it was")
     pack_finished(finished, {})
     assert (finished / "final/kl-x1-s0" / PACKED).read_bytes() == b"as it was"
     assert (finished / "final/kl-x1-s1" / PACKED).is_file() and not (finished / "beside/theirs" / PACKED).exists()
+    found = collect(finished, {})  # measured on the frames alone: pooled now, it would be missing elsewhere
+    assert found["beside"] == {} and "theirs" not in {row["contestant"] for row in found["reported"]["frames"]["rows"]}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # it only makes the example importable
