@@ -122,7 +122,7 @@ def theirs(found: Found) -> list[str]:
             if name != other and any(f"over:{other}" in gap for gap in gaps):
                 rows.append([f"`{name}`", *(bracket(gap, f"over:{other}") + f", p {text(gap.get(f'over:{other}_p_holm'), 3)}" for gap in gaps)])
         if len(rows) > 1:
-            lines += [f"### Beside `{other}`", "", f"{kind}. mIoU across judges, points above it; p after Holm's correction.", "", *grid(rows)]
+            lines += [f"### Beside `{other}`", "", f"{kind}. mIoU across judges, points above it; p after Holm's correction over the rows of a column, so that it depends on who stands in the table.", "", *grid(rows)]
     return lines
 
 
