@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError, ModelError
+from segaware.layers.sizes import crop, multiple_of, pad_edges
 
 __all__ = ["BackboneFeatures"]
 
@@ -22,7 +24,8 @@ class BackboneFeatures(nn.Module):
             Of others give a callable of your own as ``features=``.
         levels: which of the levels, finest (stride 4) first, -1 the coarsest; the default is the second (stride 8).
 
-    Shape: images ``(B, 3, H, W)`` in [0, 1] -> a list of feature maps, one a level.
+    Shape: images ``(B, 3, H, W)`` in [0, 1] -> a list of feature maps, one a level, ``ceil(H / stride) x ceil(W / stride)``.
+        Sides are padded as the segmenter itself pads them, and the levels cropped.
 
     Raises:
         ModelError: a segmenter that shows no backbone, or has fewer levels.
@@ -80,8 +83,12 @@ class BackboneFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         segmenter: Any = self.segmenter
-        maps = _body(segmenter)((images - segmenter.mean) / segmenter.std)
-        maps = [m for m in maps if m.shape[-1] <= -(-images.shape[-1] // 4)]  # smp's begin with the image
+        sides = images.shape[-2:]
+        multiple, least = _grid(segmenter)
+        padded = [multiple_of(side, multiple, least) for side in sides]
+        maps = _body(segmenter)(pad_edges((images - segmenter.mean) / segmenter.std, *padded))
+        strides = [2 ** round(math.log2(padded[-1] / m.shape[-1])) if m.numel() else 1 for m in maps]
+        maps = [crop(m, *(-(-side // s) for side in sides)) for m, s in zip(maps, strides, strict=True) if s >= 4]  # smp's begin with the image
         try:
             return [maps[level] / scale for level, scale in zip(self.levels, self.scales.to(images.dtype), strict=True)]
         except IndexError:
@@ -90,3 +97,9 @@ class BackboneFeatures(nn.Module):
 
 def _body(segmenter: Any) -> Any:
     return getattr(segmenter, "backbone", None) or getattr(segmenter, "trunk", None)
+
+
+def _grid(segmenter: Any) -> tuple[int, int]:
+    """Sides are padded to a multiple of the first and to no less than the second, by the backbone's word or the segmenter's."""
+    told = _body(segmenter) if hasattr(_body(segmenter), "size_multiple") else segmenter
+    return getattr(told, "size_multiple", 1), getattr(told, "min_size", 1)

@@ -75,7 +75,7 @@ def d2sm(
         mine_all = clean_all if anchors == "clean" else torch.cat([mine, past])
         cosines = torch.stack([clean @ clean_all.T, mine @ mine_all.T])
         if cosines.device.type != "mps":
-            cosines = cosines.double()  # the shifted form gives 1e-7 and less, from terms of 1 / N
+            cosines = cosines.double()  # the shifted form gives an entry 1e-7 and less, from terms of 1 / N
         if temperature is None:
             shifted = (cosines + 1).clamp_min(0)  # rounding may leave -1e-8
             wanted, found = shifted / shifted.sum(dim=2, keepdim=True).clamp_min(EPSILON)

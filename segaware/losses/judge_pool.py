@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segaware.errors import InputError
 from segaware.losses.consistency import ConsistencyLoss
-from segaware.losses.frozen import asked_of, need
+from segaware.losses.frozen import asked_of
 
 __all__ = ["JudgePoolLoss", "view"]
 
@@ -84,8 +84,8 @@ class JudgePoolLoss(nn.Module):
         loss = self.losses[int(drawn[0] * len(self.losses))]
         flip, scale = self.flip and drawn[1] < 0.5, self.scales[int(drawn[2] * len(self.scales))]
         offered: dict[str, Tensor] = {}
-        if "clean" in self.takes:
-            offered["clean"] = view(need(clean, "clean", where="JudgePoolLoss"), flip=flip, scale=scale)
+        if "clean" in self.takes and clean is not None:  # whether it can do without, the loss itself says
+            offered["clean"] = view(clean, flip=flip, scale=scale)
         if "labels" in self.takes and labels is not None:
             offered["labels"] = labels.flip(-1) if flip and labels.ndim > 2 else labels
         return loss(view(denoised, flip=flip, scale=scale), **offered)

@@ -60,5 +60,9 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax over axis 1 in float32. To be called where autocast is off."""
-    return torch.log_softmax(widen(logits), dim=1)
+    """Log-softmax over axis 1 in float32, never infinite. To be called where autocast is off.
+
+    A class that a network rules out by a logit of minus infinity adds p ln p = 0 to an entropy, where 0 times infinity would be NaN.
+    """
+    found = torch.log_softmax(widen(logits), dim=1)
+    return found.clamp_min(torch.finfo(found.dtype).min)

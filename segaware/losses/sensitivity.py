@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segaware.checks import check_finite, check_images, check_range
 from segaware.errors import InputError
 from segaware.losses.frozen import Frozen, LossThroughNetwork, need, outside_inference, usable
 from segaware.losses.logits import full_precision, widen
@@ -63,21 +64,24 @@ def sensitivity_map(
         segmenter: as in :class:`SensitivityLoss`; None = the shipped one. It is frozen.
         image: ``(C, H, W)``, uint8 or float in [0, 1]; the whole image, before any crop.
         probes: as in :func:`sensitivity`.
-        floor, clip: range of the weights, whose mean is 1 before clipping; ``clip`` at most 15.
+        floor, clip: range of the weights, whose mean is 1 before clipping and rounding to 1/16; ``clip`` at most 15.
 
     Returns:
         ``(H, W)`` uint8: 16 times the weight, at most 254.
 
     Raises:
-        InputError: no image, or floor and clip out of range.
+        InputError: no image in [0, 1], or floor and clip out of range.
     """
     if not isinstance(image, Tensor) or image.ndim != 3:
         raise InputError("sensitivity_map: expected one image (C, H, W); call it image by image")
     _check_range(floor, clip, "sensitivity_map")
-    pixels = image.float() / 255 if image.dtype == torch.uint8 else image
+    pixels = (image.float() / 255 if image.dtype == torch.uint8 else image)[None]
+    for check in (check_images, check_finite, check_range):  # a map is made once and kept, and so would a wrong one be
+        check(pixels, where="sensitivity_map")
     network = Frozen(segmenter, where="sensitivity_map")
-    weights = weights_of(sensitivity(network.logits, pixels[None], probes=probes), floor=floor, clip=clip)
-    return (UNIT * weights[0, 0]).round().clamp(max=IGNORE - 1).to(torch.uint8)
+    weights = weights_of(sensitivity(network.logits, pixels, probes=probes), floor=floor, clip=clip)
+    least = 1 if floor > 0 else 0  # a floor under the grid of 1/16 is not none
+    return (UNIT * weights[0, 0]).round().clamp(least, IGNORE - 1).to(torch.uint8)
 
 
 def weighted_fidelity(denoised: Tensor, clean: Tensor, weights: Tensor, counted: Tensor | None = None) -> Tensor:

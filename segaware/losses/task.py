@@ -45,7 +45,7 @@ def task(
         ModelError: logits of the wrong kind.
         InputError: labels that are no integers, of the wrong shape, or outside the K classes.
 
-    Source: S-SAID (on resized logits); Liu et al. take labels at the logits' size.
+    Source: S-SAID, whose paper leaves open which of the two is resized; Liu et al. take labels at the logits' size.
     """
     check_logits(logits, where="task")
     classes = logits.shape[1]

@@ -32,6 +32,18 @@ def test_they_are_the_segmenters_own_levels(fpn):
     assert torch.equal(middle, levels[1]) and torch.equal(last, levels[-1])
 
 
+@pytest.mark.parametrize("make", [
+    lambda: FPNSegmenter(3, "timm:hrnet_w18_small", width=4), lambda: FPNSegmenter(3, "squeezenet1_0", width=4),
+    lambda: SMPSegmenter(3, "Unet", "resnet18"), lambda: HRNetSegmenter(3, width=2, modules=(1, 1, 1), blocks=1, bottlenecks=1),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [(48, 80), (37, 50), (5, 9)])
+def test_sizes_that_the_segmenter_takes_its_features_take(make, size):
+    net, images = make().eval(), torch.rand(1, 3, *size)
+    maps = BackboneFeatures(net, (0, 1))(images)
+    assert [m.shape[-2:] for m in maps] == [tuple(-(-side // stride) for side in size) for stride in (4, 8)]
+    net(images)
+
+
 def test_calibrated_features_have_mean_square_one_over_the_batches(fpn):
     batches = [torch.rand(2, 3, 32, 32), 0.2 * torch.rand(1, 3, 32, 32)]
     features = BackboneFeatures(fpn, (0, 1))

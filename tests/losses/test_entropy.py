@@ -64,6 +64,14 @@ def test_extreme_logits_stay_finite(dtype, balance):
     assert value.dtype == torch.float32 and value.isfinite() and logits.grad.isfinite().all()
 
 
+def test_a_class_that_is_ruled_out_adds_nothing():
+    open_classes = torch.randn(2, 3, 4, 4)
+    logits = torch.cat([open_classes, torch.full((2, 1, 4, 4), -torch.inf)], dim=1).requires_grad_()
+    value = entropy(logits)
+    value.backward()
+    assert torch.isclose(value.detach(), entropy(open_classes)) and logits.grad.isfinite().all() and logits.grad[:, :3].any()
+
+
 def test_balance_subtracts_the_entropy_of_the_mean_prediction():
     logits = torch.randn(2, 4, 3, 3)
     mean = logits.softmax(1).mean((0, 2, 3))

@@ -13,6 +13,7 @@ from segaware.losses.d2sm import D2SMLoss
 from segaware.losses.entropy import EntropySegAwareLoss
 from segaware.losses.jacobian import JacobianLoss
 from segaware.losses.judge_pool import JudgePoolLoss, view
+from segaware.losses.pseudo_label import PseudoLabelLoss
 from segaware.losses.task import TaskLoss
 
 
@@ -98,6 +99,10 @@ def test_all_ignored(segmenter):
 
 def test_a_loss_that_takes_nothing_else(segmenter):
     assert JudgePoolLoss([segmenter], EntropySegAwareLoss)(torch.rand(1, 3, 8, 8)) > 0
+
+
+def test_a_loss_that_can_do_without_clean(segmenter):
+    assert JudgePoolLoss([segmenter], PseudoLabelLoss)(torch.rand(1, 3, 8, 8)) > 0
 
 
 @pytest.mark.parametrize("scales", [(), (0,), (-1.0,), (math.nan,)])

@@ -147,3 +147,12 @@ def test_bad_input(segmenter):
         SensitivityLoss(segmenter, probes=0)
     with pytest.raises(InputError, match="image by image"):
         sensitivity_map(segmenter, clean)
+    for image, mend in ((clean[0] * torch.nan, "NaN"), (clean[0] * 255, "divide by 255"), ((clean[0] * 255).int(), "convert with")):
+        with pytest.raises(InputError, match=f"sensitivity_map.*{mend}"):
+            sensitivity_map(segmenter, image)
+
+
+def test_a_floor_below_the_grid_is_not_rounded_to_nothing(segmenter):
+    image = torch.rand(3, 12, 16)
+    steep = image * torch.linspace(0, 1, 16)
+    assert int(sensitivity_map(segmenter, steep, floor=0.01).min()) >= 1
