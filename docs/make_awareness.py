@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def screen(found: Found) -> list[str]:
         own, other = means(run, run["contestant"], judge, level), means(controls.get(run["seed"], {}), "fidelity", judge, level)
         return own[0] - other[0], own[1] - other[1]
 
-    rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB", *(f"{j}, {noise}" for j in judges),
+    rows = [["contestant", "what it is", "labels", "factor", "mIoU, points against the control", "PSNR, dB, on frames or photographs, whichever lost more", *(f"{j}, {noise}" for j in judges),
              "gradient, share of fidelity's by quarter"]]  # fmt: skip
     tried = [["contestant", "factor: points of mIoU (dB of PSNR on the frames)"]]
     order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n].get("gain", chosen[n]["miou"]))))
@@ -229,7 +230,9 @@ def main(argv: list[str] | None = None) -> Path:
         name = f"{args.out.stem}-{what}"
         if f"images/{name}.png" in written:
             (images / f"{name}.png").write_bytes(png(figure(found)))
-    args.out.write_text(written, encoding="utf-8")
+    partial = args.out.with_name(f".{args.out.name}.partial")  # whole or not at all: part of it people have written
+    partial.write_text(written, encoding="utf-8")
+    os.replace(partial, args.out)
     print(args.out)
     return args.out
 

@@ -20,18 +20,18 @@ Everything is in OUT/results.json; docs/make_awareness.py makes a page of it. Ne
 """
 
 import argparse
-import json
+import math
 import sys
 import time
 from pathlib import Path
 
 import torch
 from arena.entrants import TWIN, Skip, entrant, every, group, resolve
-from arena.judging import beside, chosen_on, figures, held_out, test
+from arena.judging import beside, chosen_on, figures, held_out, known_beside, test
 from arena.known import differences, take_over
 from arena.packed import PACKED, pack_finished, unpack
 from arena.runs import Run, claim, claimed, finish, train
-from arena.setting import DEVICE, FOLDER_NAME, TEST_SIGMAS, Setting, write_json
+from arena.setting import FOLDER_NAME, TEST_SIGMAS, TRAINS_ON, Setting, read_json, write_json
 from arena.tuning import instead
 from arena.verdict import alike, best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
 
@@ -104,6 +104,10 @@ def parse(argv=None):
     shares = [f"{share:g}" for share in args.keep_share]
     if not all(0 < share < 1 for share in args.keep_share) or len({*shares}) < len(shares):
         p.error(f"--keep-share {' '.join(shares)}: shares between 0 and 1, each once")
+    for name in ("share", "probes", "carry", *(["factor"] if args.factor else [])):
+        for number in value if isinstance(value := getattr(args, name), list) else [value]:
+            if not 0 < number < math.inf:
+                p.error(f"--{name} {number:g}: a positive number")
     if args.final and args.factor and len(args.factor) > 1:
         p.error("--final takes one --factor: the seeds of a contestant are pooled")
     if args.known and not (args.screen or args.final):
@@ -123,23 +127,24 @@ def main(argv=None):
     if args.smoke:
         return smoke(args)
     if args.collect:
-        record = args.out / "setting.json"
-        return save(args.out, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {})
+        return save(args.out, recorded(args.out))
+    phase = "final" if args.final else "screen"
+    args.steps = args.steps or (4000 if args.final else 1000)
     setting = Setting(args)
-    setting.judges()  # refused now, not after an hour, and before the folder is bound to it
-    setting.protocols()
+    setting.check()  # all of it before the folder is bound to it
+    setting.check_files()
     others = opened(args.beside)
+    for spec, denoiser in others:
+        known_beside(args.out, denoiser, spec)
     same_comparison(setting)
     for file in args.known:
         print(f"{file}: taken over {', '.join(taken(setting, file)) or 'nothing that is not here'}", flush=True)
-    phase = "final" if args.final else "screen"
-    args.steps = args.steps or (4000 if args.final else 1000)
     if args.instead:
         instead(setting, control_of(args.out))
     else:
         runs = jobs(setting, phase)
-        here = precision_here(args.precision, torch.device(DEVICE))
-        alike(args.out / phase, runs_of(args.out, phase), steps=args.steps, precision=here, device=DEVICE)
+        here = precision_here(args.precision, torch.device(TRAINS_ON))
+        alike(args.out / phase, runs_of(args.out, phase), steps=args.steps, precision=here, device=TRAINS_ON)
         for number in {entrant(run.name).labelled for run in runs} - {None}:
             setting.check_classes(number)  # refused now, not after hours
         work(setting, runs)
@@ -147,8 +152,23 @@ def main(argv=None):
     return save(args.out, setting.record())
 
 
+def recorded(out: Path) -> dict:
+    """The setting of a comparison's folder; older ones do not tell it.
+
+    Raises:
+        EvaluationError: no such folder.
+    """
+    if (out / "setting.json").is_file():
+        return read_json(out / "setting.json")
+    if not any(out.glob("*/*/result.json")):
+        raise EvaluationError(f"{out}: holds no comparison, neither a setting.json nor a result; give --out the folder of one")
+    return {}
+
+
 def taken(setting, file: Path) -> list[str]:
     """What ``file``, kept elsewhere, adds to this comparison's folder."""
+    if file.resolve() == (setting.out / "results.json").resolve():
+        raise EvaluationError(f"--known {file}: is written anew here, and what of it is not taken over would be lost; copy it to another place first")
     if setting.args.screen:
         return take_over(setting, file)
     folder = unpack(file, setting.out, setting.record())
@@ -185,9 +205,10 @@ def control_of(out: Path) -> Path:
     """The folder of a finished control, of the final if there is one."""
     for phase in ("final", "screen"):
         for run in runs_of(out, phase):
-            if run["contestant"] == "fidelity":
-                return out / phase / run["folder"]
-    raise TrainingError(f"{out}: no finished control; run --screen or --final first")
+            folder = out / phase / run["folder"]
+            if run["contestant"] == "fidelity" and (folder / "model").is_dir():  # one taken over has none
+                return folder
+    raise TrainingError(f"{out}: no control that was trained here; run --screen or --final first, without --known")
 
 
 def jobs(setting, phase: str) -> list[Run]:
@@ -234,7 +255,7 @@ def chosen(out: Path, carry: int = 0) -> dict:
     """The frozen choice, else what the screen says so far: ``{"contestants": names, "factors": {name: factor}}``."""
     file = out / "chosen.json"
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     best = choose(runs_of(out, "screen"))
     return {"contestants": carried(best, carry), "factors": {name: found["factor"] for name, found in best.items()}}
 
@@ -291,9 +312,7 @@ def work(setting, runs: list[Run]) -> None:
                 shares = tuple(args.keep_share) if run.phase == "final" or run.name == "fidelity" else ()
                 result["held_out"] = plain(figures(held_out(setting, run.name, folder, shares)))
                 if shares:
-                    control = None if run.name == "fidelity" else control_figures(args.out, run)
-                    result["keep"] = best_keep(result["held_out"], run.name, control)
-                    result["keep_against"] = "fidelity" if control else run.name
+                    result |= keep_of(args.out, run, result["held_out"])
                 if run.phase == "final":
                     chosen_on(folder, run.name, result["keep"])
                     test(setting, run.name, folder, _for_all_levels(result["keep"]))
@@ -303,6 +322,15 @@ def work(setting, runs: list[Run]) -> None:
         tell(run, result)
         if run.phase == "screen":
             save(args.out, setting.record(), quiet=True)
+
+
+def keep_of(out: Path, run: Run, held: list[dict]) -> dict:
+    """The share given back by level, and against whom it was chosen: once, for after a kill some sets are measured with it already."""
+    file = run.folder(out) / "keep.json"
+    if not file.is_file():
+        control = None if run.name == "fidelity" else control_figures(out, run)
+        write_json(file, {"keep": best_keep(held, run.name, control), "keep_against": "fidelity" if control else run.name})
+    return read_json(file)
 
 
 def control_figures(out: Path, run: Run) -> list[dict] | None:
@@ -341,7 +369,7 @@ def same_comparison(setting) -> None:
     """One folder, one comparison: others are refused, with the difference."""
     file, now = setting.out / "setting.json", setting.record()
     if file.is_file():
-        then = json.loads(file.read_text(encoding="utf-8"))
+        then = read_json(file)
         changed = differences(then, now)
         if changed:
             raise EvaluationError(f"{setting.out}: holds another comparison ({'; '.join(changed)}); give the same, or another --out")
@@ -386,5 +414,7 @@ if __name__ == "__main__":
         main()
     except SegawareError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'}: {error.strerror or error}; check the disk and its permissions, the same command goes on")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")

@@ -27,7 +27,6 @@ from segaware.losses.sensitivity import SensitivityLoss
 from segaware.losses.task import TaskLoss
 from segaware.registry import build
 from segaware.segmenters.adapters import SegmenterAdapter
-from segaware.segmenters.backbones import load_library
 from segaware.training.data import Patches
 
 Terms = list[tuple[float, nn.Module]]
@@ -90,15 +89,7 @@ class Kit:
         """torchvision's SqueezeNet 1.0 with the given weights; wants ImageNet's normalisation."""
         if self.setting.args.imagenet is None:
             raise Skip("needs --imagenet, SqueezeNet 1.0 weights under torchvision's names")
-
-        def make():
-            from safetensors.torch import load_file
-
-            net = load_library("torchvision.models").squeezenet1_0(weights=None)
-            net.load_state_dict(load_file(self.setting.args.imagenet))
-            return net.eval()
-
-        return self.setting.once("imagenet", make)
+        return self.setting.imagenet()
 
     @property
     def classifier(self) -> nn.Module:

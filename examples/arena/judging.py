@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from segaware.errors import EvaluationError
-from segaware.evaluation.contestants import Contestant, GiveBack, Model
+from segaware.evaluation.contestants import Cell, Contestant, GiveBack, Model, Ready
+from segaware.evaluation.protocol import Noise
 from segaware.evaluation.report import read_report, write_report
 from segaware.evaluation.results import Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.sources import Source
 
 from .entrants import Kit, Skip
-from .setting import Setting, write_json
+from .setting import TEST_SIGMAS, Setting, read_json, write_json
 
 
 def held_out(setting: Setting, name: str, folder: Path, shares: tuple[float, ...] = ()) -> Results:
@@ -36,19 +37,45 @@ def held_out(setting: Setting, name: str, folder: Path, shares: tuple[float, ...
     return results
 
 
+def known_beside(out: Path, denoiser: Contestant, spec: str) -> dict:
+    """What is known of a denoiser that nobody trains here: ``{"done": False}`` where nothing is.
+
+    Raises:
+        EvaluationError: another one was measured under this name, or one folder of images stands for all levels.
+    """
+    base = _base(denoiser)
+    if isinstance(base, Ready):
+        base.check([Noise(sigma=sigma) for sigma in TEST_SIGMAS])
+    file = out / "beside" / denoiser.name / "result.json"
+    known = read_json(file) if file.is_file() else {"done": False}
+    weights = weights_of(denoiser)
+    for key, now, what in (("spec", spec, "the figures of {}"), ("weights", weights, "figures of other weights")):
+        if known.get(key, now) != now:
+            told = what.format(known[key])
+            raise EvaluationError(f"--beside {denoiser.name}={spec}: {file.parent} holds {told}; give another name, or delete that folder")
+    return known | {"contestant": denoiser.name, "kind": denoiser.kind, "spec": spec, "weights": weights}
+
+
+def _base(denoiser: Contestant) -> Contestant:
+    while isinstance(denoiser, GiveBack):
+        denoiser = denoiser.base
+    return denoiser
+
+
+def weights_of(denoiser: Contestant) -> str | None:
+    """By what it is known again; of ready images each file has a key of its own."""
+    return None if isinstance(_base(denoiser), Ready) else denoiser.key(Cell(None, Noise(sigma=25.0), told=25 / 255))[:12]
+
+
 def beside(setting: Setting, denoiser: Contestant, spec: str) -> None:
     """Measure a denoiser that nobody trains here on the reported sets; once.
 
     Raises:
-        EvaluationError: another one was measured under this name.
+        EvaluationError: see :func:`known_beside`.
     """
     folder = setting.out / "beside" / denoiser.name
-    file = folder / "result.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if known is not None and known["spec"] != spec:
-        raise EvaluationError(f"--beside {denoiser.name}={spec}: {folder} holds the figures of {known['spec']}; give another name, or delete that folder")
-    if known is None or not known["done"]:
-        found = {"contestant": denoiser.name, "kind": denoiser.kind, "spec": spec}
+    file, found = folder / "result.json", known_beside(setting.out, denoiser, spec)
+    if not found["done"]:
         write_json(file, {**found, "done": False})
         test(setting, denoiser.name, folder, {}, denoiser)
         write_json(file, {**found, "done": True})

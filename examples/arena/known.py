@@ -13,6 +13,7 @@ from .setting import Setting, write_json
 
 #: Without these no choice can be made of a training.
 _NEEDED = ("contestant", "factor", "seed", "steps", "state")
+_MEASURED = ("photographs_psnr",)  # where it was measured
 
 
 def take_over(setting: Setting, file: Path) -> list[str]:
@@ -31,8 +32,9 @@ def take_over(setting: Setting, file: Path) -> list[str]:
         raise EvaluationError(f"{file}: of another comparison ({'; '.join(changed)}); give the same arguments, or leave --known out")
     runs = record["screen"]["runs"]
     for found in runs:  # all of them first: nothing is taken of a file that does not fit
-        if not isinstance(found, dict) or any(key not in found for key in _NEEDED):
-            raise EvaluationError(f"{file}: a training without {', '.join(_NEEDED)}; write it anew with --collect where it was made")
+        lacks = ["all"] if not isinstance(found, dict) else [key for key in (*_NEEDED, *_MEASURED * ("held_out" in found)) if key not in found]
+        if lacks:
+            raise EvaluationError(f"{file}: a training without {', '.join(lacks)}; write it anew with --collect where it was made")
         if run_of("screen", found) is None:
             name, factor, seed = (found[key] for key in ("contestant", "factor", "seed"))
             raise EvaluationError(f"{file}: {str(name)[:80]!r} x{factor} s{seed} is no training of this version; leave --known out")

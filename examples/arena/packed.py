@@ -82,6 +82,10 @@ def unpack(file: Path, out: Path, setting: dict) -> Path | None:
         write_json(partial / "result.json", record["result"])
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, folder)
+    except OSError as error:
+        if (folder / "result.json").is_file():  # by another process, in the meantime
+            return None
+        raise EvaluationError(f"{folder}: cannot be written ({error.strerror or error}); free space, or give another --out") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

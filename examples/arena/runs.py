@@ -1,6 +1,7 @@
 """One training: its weight from the shares of the gradient, its claim, its folder, its result."""
 
 import contextlib
+import errno
 import inspect
 import json
 import math
@@ -24,7 +25,7 @@ from segaware.training.guard import stop_if_dominated
 from segaware.wrapper import fidelity
 
 from .entrants import entrant, kit_of
-from .setting import Setting, write_json
+from .setting import Setting, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Run:
         file = self.folder(out) / "result.json"
         if not file.is_file():
             return None
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         if not math.isclose(found.get("factor", self.factor), self.factor, rel_tol=1e-9):
             raise TrainingError(f"{file.parent}: holds factor {found['factor']}, not {self.factor}; give that one, or another --out")
         return found
@@ -73,8 +74,10 @@ def _take(file: IO[bytes]) -> bool:
         return lock(file.fileno(), 0, wait=False)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike lock's, it also holds within one process
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise TrainingError(f"{file.name}: the file system has no locks ({error.strerror}); give an --out on another disk") from error
     return True
 
 
@@ -86,7 +89,7 @@ def gradient_shares(setting: Setting, name: str, batches: int = 8) -> list[dict]
     """
     file = setting.out / "weights" / f"{name}.json"
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     terms = entrant(name).terms(kit_of(setting, name))
     if not terms:
         return []

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segaware.entries import load_entry, locate
@@ -20,6 +21,8 @@ from segaware.evaluation.contestants import hash_module
 from segaware.evaluation.judges import Judge, open_judge
 from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.sources import CAMVID_CLASSES, Source, open_source
+from segaware.niqe_features import BLOCK
+from segaware.segmenters.backbones import load_library
 from segaware.training import Recipe
 from segaware.training.data import ImageFiles, image_files
 from segaware.training.precision import precision_here
@@ -29,7 +32,8 @@ HELD_IMAGES = 32
 REPORTED = ("frames", "photographs", "drive")  # the test sets, and the held-out drive, which choices are made on
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # what a denoiser beside the comparison may be called
 TEST_SIGMAS = (15.0, 25.0, 35.0, 50.0)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # that judges
+TRAINS_ON = "mps" if DEVICE == "cpu" and torch.backends.mps.is_available() else DEVICE  # as accelerate takes it
 
 
 @dataclass
@@ -163,6 +167,55 @@ class Setting:
             "photographs": Protocol(noises=reported, metrics=("psnr", "ssim", "niqe"), seed_by="index", block=1),
         }
 
+    def imagenet(self) -> nn.Module:
+        """torchvision's SqueezeNet 1.0 with the given weights; wants ImageNet's normalisation.
+
+        Raises:
+            InputError: a file that holds other weights, or none.
+        """
+
+        def make():
+            net, file = load_library("torchvision.models").squeezenet1_0(weights=None), self.args.imagenet
+            try:
+                net.load_state_dict(load_file(file))
+            except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise InputError(f"--imagenet {file}: not SqueezeNet 1.0 under torchvision's names, as safetensors ({reason}); see docs/datasets.md") from error
+            return net.eval()
+
+        return self.once("imagenet", make)
+
+    # before anything is bound to a folder, or trained
+
+    def check(self) -> None:
+        """Refuse now, and not after an hour, what makes no sense.
+
+        Raises:
+            SegawareError: judges, levels, a recipe or weights that do not do.
+        """
+        self.judges()
+        self.protocols()
+        for seed in self.args.seeds or [0]:
+            self.recipe(seed)
+        if self.args.imagenet is not None:
+            self.imagenet()
+
+    def check_files(self) -> None:
+        """Read each image that is measured once: to leave it out later would make another comparison.
+
+        Raises:
+            SegawareError: one that cannot be read or measured, or too few photographs.
+        """
+        if not self.photographs()[1]:
+            raise InputError(f"--photographs {self.args.photographs}: {len(self.photographs()[0])} images, of which none can be held out; give four at least")
+        for which, source in {"held-out": self.frames(held=True), **self.test_sets()}.items():
+            for item in source:
+                height, width = source.load(item).clean.shape[-2:]
+                if which == "photographs" and (height // BLOCK) * (width // BLOCK) < 2:
+                    raise InputError(
+                        f"--test-photographs: {item.name} has {width} x {height} pixels, NIQE needs two blocks of {BLOCK} x {BLOCK}; take it out"
+                    )
+
     # recipe
 
     def recipe(self, seed: int) -> Recipe:
@@ -184,25 +237,28 @@ class Setting:
             "segmenter_steps", "segmenter_batch", "segmenter_crop", "segmenter_rate", "force",
         )  # fmt: skip
         told = {key: json.loads(json.dumps(getattr(self.args, key), default=str)) for key in keys}
-        told["precision"] = precision_here(self.args.precision, torch.device(DEVICE))  # "auto" is another one elsewhere
+        told["precision"] = precision_here(self.args.precision, torch.device(TRAINS_ON))  # "auto" is another one elsewhere
         return told | self.once("files", self._files) | self.once("weights", self._weights)
 
     def _weights(self) -> dict:
         """The networks of training by what they hold: under the same name there may be others elsewhere, or later."""
-        return {"start_weights": _contents(self.start()), "segmenter_weights": [_contents(net) for net in self.home()]}
+        file = self.args.imagenet
+        if file is not None and not Path(file).is_file():
+            raise InputError(f"--imagenet {file}: no such file; give SqueezeNet 1.0 weights (safetensors)")
+        return {
+            "start_weights": _contents(self.start()), "segmenter_weights": [_contents(net) for net in self.home()],
+            "judge_weights": [judge.key for judge in self.judges()],
+            "imagenet_weights": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
+        }  # fmt: skip
 
     def _files(self) -> dict:
         """The files of the comparison by their names: where they lie is nobody's business."""
         args = self.args
-        weights = None if args.imagenet is None else Path(args.imagenet)
-        if weights is not None and not weights.is_file():
-            raise InputError(f"--imagenet {weights}: no such file; give SqueezeNet 1.0 weights (safetensors)")
         frames = {split: open_source(args.camvid, "camvid", split=split) for split in ("train", "val")}
         return {
             "photographs": _names(f.relative_to(args.photographs).as_posix() for f in image_files(args.photographs)),
             "camvid": _names(f"{split}/{item.name}" for split, source in frames.items() for item in source),
             "test_photographs": _names(item.name for item in open_source(args.test_photographs, "folder")),
-            "imagenet": None if weights is None else f"{weights.name}, {weights.stat().st_size} bytes",
         }
 
 
@@ -215,6 +271,18 @@ def _contents(net: nn.Module) -> str:
     return hashlib.sha256(save(net.state_dict())).hexdigest()[:12]
 
 
+def read_json(path: Path):
+    """What a file of the comparison holds.
+
+    Raises:
+        EvaluationError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{path}: damaged ({error}); move it away, and what it told is made anew") from error
+
+
 def write_json(path: Path, value) -> None:
     """Whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
@@ -224,5 +292,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

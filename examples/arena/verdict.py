@@ -18,7 +18,7 @@ from segaware.evaluation.significance import compare, holm, interval, replicates
 
 from .entrants import ENTRANTS, TWIN, entrant, group
 from .judging import same_class
-from .setting import REPORTED
+from .setting import REPORTED, read_json
 
 BUDGET = 0.10  # dB that awareness may cost
 SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
@@ -26,7 +26,7 @@ SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
 
 def runs_of(out: Path, phase: str) -> list[dict]:
     """The results of the finished trainings (of the denoisers beside them: those that are measured), with their folder."""
-    found = [(json.loads(file.read_text(encoding="utf-8")), file.parent.name) for file in sorted((out / phase).glob("*/result.json"))]
+    found = [(read_json(file), file.parent.name) for file in sorted((out / phase).glob("*/result.json"))]
     return [{**result, "folder": folder} for result, folder in found if result.get("done", True)]
 
 
@@ -141,6 +141,9 @@ class Panel:
         self.reports = {name: [read_report(f / f"test-{which}") for f in found] for name, found in folders.items()}
         self.folders, self.which = folders, which
         first = next(iter(self.reports.values()))[0]
+        for name, found in self.reports.items():
+            for folder, report in zip(folders[name], found, strict=True):
+                _same_look(folder / f"test-{which}", report, first)
         self.images, self.noises, self.block = first.images, first.noises, first.block
         self.measures: list[Measure] = [m for m in first.measures if m.key.partition(":")[0] in SHOWN]
         self.weights = resample(len(self.images), block=self.block)
@@ -187,6 +190,18 @@ class Panel:
             return None
         data = results.data(found[0], results.names.index("noisy"), self.noises.index("clean"))
         return None if np.isnan(data).all() else data
+
+
+def _same_look(folder: Path, report: Results, first: Results) -> None:
+    """What is pooled and paired was measured on the same images by the same judges, whatever their names.
+
+    Raises:
+        EvaluationError: it was not.
+    """
+    keys = [[(judge["name"], judge["key"]) for judge in one.judges] for one in (report, first)]
+    for what, own, other in (("images", report.images, first.images), ("judges", *keys)):
+        if own != other:
+            raise EvaluationError(f"{folder}: measured with other {what} than the control's; delete that folder's test-* and run again, or take another --out")
 
 
 def _pool(seeds: dict[str, np.ndarray], which: Iterable[str], kind: str) -> np.ndarray:

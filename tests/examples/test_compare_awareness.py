@@ -14,6 +14,7 @@ from PIL import Image
 from segaware import DnCNN, FPNSegmenter
 from segaware.entries import load_entry, write_entry
 from segaware.errors import EvaluationError, InputError, SegawareError, TrainingError
+from segaware.evaluation.sources import CAMVID_CLASSES
 from segaware.training.guard import stop_if_dominated
 
 
@@ -104,7 +105,7 @@ def test_classes_are_looked_at_before_anything_is_trained(arena, setting, tmp_pa
     write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
     worked = []
     monkeypatch.setattr(arena, "Setting", lambda args: types.SimpleNamespace(
-        args=args, out=tmp_path, judges=list, protocols=dict, record=dict, check_classes=lambda number: type(setting).check_classes(setting, number)))  # fmt: skip
+        args=args, out=tmp_path, check=dict, check_files=dict, record=dict, check_classes=lambda number: type(setting).check_classes(setting, number)))  # fmt: skip
     monkeypatch.setattr(arena, "work", lambda _, runs: worked.extend(run.name for run in runs))
     monkeypatch.setattr(arena, "save", lambda *_: None)
     setting.args.segmenter = [tmp_path / "five"]
@@ -178,17 +179,20 @@ def test_a_folder_holds_one_comparison(arena, setting):
 def test_what_else_makes_the_comparison(arena, setting, tmp_path):
     from arena.setting import Setting
 
-    (tmp_path / "net.safetensors").touch()
+    (tmp_path / "net.safetensors").write_bytes(b"weights")
     setting.args.imagenet = tmp_path / "net.safetensors"
     (tmp_path / "setting.json").write_text('{"share": 0.1}')  # of an older folder: goes on, and is whole from now on
     arena.same_comparison(setting)
     kept = json.loads((tmp_path / "setting.json").read_text())
-    assert kept == setting.record() and kept["test_photographs"].startswith("2 files") and kept["imagenet"] == "net.safetensors, 0 bytes"
-    assert str(tmp_path) not in str({key: kept[key] for key in ("photographs", "camvid", "test_photographs", "imagenet")})
+    assert kept == setting.record() and kept["test_photographs"].startswith("2 files") and kept["imagenet_weights"] == "9a129038d9a0"
+    assert str(tmp_path) not in str({key: kept[key] for key in ("photographs", "camvid", "test_photographs")})
+    (tmp_path / "net.safetensors").rename(tmp_path / "same.safetensors")
+    setting.args.imagenet = tmp_path / "same.safetensors"
+    arena.same_comparison(Setting(setting.args))  # by what it holds, not by its name
     for key, value in (("test_photographs_limit", 1), ("keep_share", [0.3]), ("imagenet", None)):
         before = getattr(setting.args, key)
         setattr(setting.args, key, value)
-        with pytest.raises(EvaluationError, match=f"another comparison .{key} .* -> "):
+        with pytest.raises(EvaluationError, match=f"another comparison .{key}(_weights)? .* -> "):
             arena.same_comparison(Setting(setting.args))
         setattr(setting.args, key, before)
     (tmp_path / "t" / "2.png").rename(tmp_path / "t" / "3.png")
@@ -199,10 +203,12 @@ def test_what_else_makes_the_comparison(arena, setting, tmp_path):
         Setting(setting.args).record()
 
 
-@pytest.mark.parametrize("which, key", [("start", "start"), ("home", "segmenter")])
+@pytest.mark.parametrize("which, key", [("start", "start"), ("home", "segmenter"), ("strange", "judge")])
 def test_other_weights_under_the_same_name_are_another_comparison(arena, setting, tmp_path, which, key):
     from arena.setting import Setting
 
+    write_entry(tmp_path / "strange", FPNSegmenter(11, "squeezenet1_0", None, 4, head="trained", class_names=CAMVID_CLASSES))
+    setting.args.judge = [tmp_path / "strange"]
     arena.same_comparison(setting)
     arena.same_comparison(Setting(setting.args))
     net = load_entry(tmp_path / which)
@@ -280,12 +286,16 @@ def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
 
 
 def test_the_control_is_taken_from_where_it_was_found(arena, tmp_path):
-    with pytest.raises(TrainingError, match="no finished control"):
+    with pytest.raises(TrainingError, match="no control that was trained here"):
         arena.control_of(tmp_path)
     found = keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.4))
     (tmp_path / "final" / found.name).mkdir(parents=True)  # begun
+    with pytest.raises(TrainingError, match="without --known"):
+        arena.control_of(tmp_path)
+    (found / "model").mkdir()
     assert arena.control_of(tmp_path) == found
     other = keep_result(tmp_path, "final", run_of("fidelity", 1.0, 27.0, 0.4, seed=2))
+    (other / "model").mkdir()
     assert arena.control_of(tmp_path) == other
 
 
@@ -494,6 +504,7 @@ def test_missing_arguments_are_named(arena, capsys):
 @pytest.mark.parametrize("bad, words", [
     ("--keep-share 1.5", "--keep-share 1.5: shares between 0 and 1"), ("--keep-share 0.02 0.02", "each once"), ("--held-every 0", "--held-every 0: at least 1"),
     ("--test-every 0", "at least 1"), ("--steps 0", "--steps 0: at least 1"), ("--test-photographs-limit 0", "at least 1"),
+    ("--share 0", "--share 0: a positive number"), ("--share nan", "positive"), ("--factor 0", "--factor 0: a positive"), ("--probes 0", "positive"), ("--carry -1", "positive"),
 ])  # fmt: skip
 def test_numbers_that_make_no_sense(arena, bad, words, capsys):
     with pytest.raises(SystemExit):
@@ -501,14 +512,86 @@ def test_numbers_that_make_no_sense(arena, bad, words, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("levels", [[25.0, 25.0], [-1.0]])
-def test_a_folder_is_not_bound_to_what_is_refused(arena, setting, levels, monkeypatch):
-    setting.args.choose_sigma = levels
-    setting._cache["judges"] = []
+@pytest.mark.parametrize("key, value, words", [
+    ("choose_sigma", [25.0, 25.0], "twice"), ("choose_sigma", [-1.0], "sigma -1"), ("optimizer", "muom", "muom"), ("learning_rate", -1.0, "learning_rate"),
+    ("precision", "bf17", "bf17"), ("validation_crop", 0, "validation_crop"), ("imagenet", "t/1.png", "--imagenet .*not SqueezeNet 1.0"),
+    ("judge", ["nobody"], "nobody"),
+])  # fmt: skip
+def test_a_folder_is_not_bound_to_what_is_refused(arena, setting, key, value, words, monkeypatch, tmp_path):
+    setattr(setting.args, key, tmp_path / value if key == "imagenet" else value)
     monkeypatch.setattr(arena, "Setting", lambda args: setting)
-    with pytest.raises(SegawareError):
+    with pytest.raises(SegawareError, match=words):
         arena.main(["--screen", "--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"])
     assert not (setting.out / "setting.json").exists()
+
+
+def test_images_that_cannot_be_measured_are_found_before_the_first_training(setting, tmp_path):
+    from arena.setting import Setting
+
+    def picture(name, width, height):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / name)
+
+    whole = Setting(setting.args)
+    with pytest.raises(InputError, match="1 images, of which none can be held out; give four"):
+        whole.check_files()
+    for i in range(4):
+        picture(f"p/{i}.png", 64, 64)
+    for split, clip in (("train", "0001TP"), ("train", "0006R0"), ("val", "0016E5")):
+        picture(f"c/{split}/{clip}_0.png", 64, 64)
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / f"c/{split}annot/{clip}_0.png")
+    with pytest.raises(SegawareError, match="1.png"):  # an empty file
+        whole.check_files()
+    picture("t/1.png", 96, 192)
+    picture("t/2.png", 191, 96)
+    with pytest.raises(InputError, match="2 has 191 x 96 pixels, NIQE needs two blocks"):
+        whole.check_files()
+    picture("t/2.png", 192, 96)
+    whole.check_files()
+
+
+def test_a_share_once_chosen_stays(arena, setting, tmp_path):
+    """After a kill some sets are measured with it: the control may have come in the meantime."""
+    from arena.runs import Run
+
+    run, own = Run("final", "kl", 1.0, 0), [
+        {"measure": "miou:j", "noise": "sigma 50", "contestant": name, "value": value} for name, value in (("kl", 0.4), ("kl+0.02", 0.5))
+    ] + [{"measure": "psnr", "noise": "sigma 50", "contestant": name, "value": value} for name, value in (("kl", 26.0), ("kl+0.02", 25.95))]  # fmt: skip
+    assert arena.keep_of(tmp_path, run, own) == {"keep": {"sigma 50": 0.02}, "keep_against": "kl"}
+    control = [{"measure": "psnr", "noise": "sigma 50", "contestant": "fidelity", "value": 27.0}]
+    keep_result(tmp_path, "final", {"contestant": "fidelity", "factor": 1.0, "seed": 0, "held_out": control})
+    assert arena.keep_of(tmp_path, run, own) == {"keep": {"sigma 50": 0.02}, "keep_against": "kl"}
+    (tmp_path / "final/kl-x1-s0/keep.json").unlink()
+    assert arena.keep_of(tmp_path, run, own) == {"keep": {"sigma 50": 0.0}, "keep_against": "fidelity"}
+
+
+def test_results_are_not_lost(arena, setting, tmp_path):
+    """Those of a folder that holds nothing else, and those that a screen would write over."""
+    results = tmp_path / "kept" / "results.json"
+    results.parent.mkdir()
+    results.write_text("{}")
+    with pytest.raises(EvaluationError, match="holds no comparison"):
+        arena.main(["--collect", "--out", str(results.parent)])
+    setting.args.out = results.parent
+    with pytest.raises(EvaluationError, match="is written anew here"):
+        arena.taken(setting, results.parent / ".." / "kept" / "results.json")
+    assert results.read_text() == "{}" and [f.name for f in results.parent.iterdir()] == ["results.json"]
+
+
+def test_a_damaged_file_is_named(arena, setting, tmp_path):
+    keep_result(tmp_path, "screen", run_of("kl", 1.0, 27.0, 0.4))
+    (tmp_path / "screen/kl-x1-s0/result.json").write_text('{"contestant": "k')
+    with pytest.raises(EvaluationError, match="kl-x1-s0/result.json: damaged .*move it away"):
+        arena.runs_of(tmp_path, "screen")
+
+
+def test_one_folder_of_images_is_not_four_levels(arena, tmp_path):
+    (tmp_path / "s25").mkdir()
+    for name in (f"theirs={tmp_path / 's25'}", f"theirs={tmp_path / 's25'}+0.03"):
+        ((spec, denoiser),) = arena.opened([name])
+        with pytest.raises(EvaluationError, match="one folder of ready images for 4 noise levels"):
+            arena.known_beside(tmp_path, denoiser, spec)
+    ((spec, denoiser),) = arena.opened([f"theirs={tmp_path}/s{{sigma}}"])
+    assert not arena.known_beside(tmp_path, denoiser, spec)["done"]
 
 
 def test_a_segmenter_trained_behind_another_control(setting, tmp_path, monkeypatch):
@@ -541,6 +624,9 @@ def test_denoisers_beside_are_measured_once(arena, setting, tmp_path, monkeypatc
     assert measured == [("theirs", tmp_path / "beside/theirs", {})]
     with pytest.raises(EvaluationError, match="holds the figures of .*start; give another name"):
         arena.measure(setting, [("other", others[0][1])])
+    write_entry(tmp_path / "start", DnCNN(depth=3, width=4))
+    with pytest.raises(EvaluationError, match="holds figures of other weights; give another name"):
+        arena.measure(setting, arena.opened([f"theirs={tmp_path / 'start'}"]))
     data = ["--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"]
     for options, words in ((["--screen", "--beside", "a=noisy"], "--beside goes with --final"), (["--final", "--factor", "1", "3"], "takes one --factor")):
         with pytest.raises(SystemExit):

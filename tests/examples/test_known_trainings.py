@@ -22,7 +22,8 @@ def kept(setting, tmp_path):
     def write(*runs, name="results.json.gz", **changed):
         record = {"setting": setting.record() | changed, "screen": {"runs": [{**run, "folder": "elsewhere"} for run in runs]}}
         content = json.dumps(record).encode()
-        file = tmp_path / name
+        file = tmp_path / "kept" / name
+        file.parent.mkdir(exist_ok=True)
         file.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         return file
 
@@ -100,8 +101,8 @@ def test_a_training_that_lacks_its_steps(setting, kept):
     from arena.known import take_over
 
     run = run_of("kl")
-    del run["steps"]
-    with pytest.raises(EvaluationError, match="a training without contestant, factor, seed, steps, state; write it anew"):
+    del run["steps"], run["photographs_psnr"]
+    with pytest.raises(EvaluationError, match="a training without steps, photographs_psnr; write it anew"):
         take_over(setting, kept(run))
 
 
@@ -110,10 +111,10 @@ def test_nothing_is_written_beside_the_folder(setting, kept, tmp_path, odd):
     """A name that this version does not know may be a path."""
     from arena.known import take_over
 
-    before = {f for f in tmp_path.rglob("*") if f.name != "results.json.gz"}
+    before = {f for f in tmp_path.rglob("*") if f.name not in ("kept", "results.json.gz")}
     with pytest.raises(EvaluationError, match="is no training of this version"):
         take_over(setting, kept(run_of("fidelity"), run_of("kl") | odd))
-    assert {f for f in tmp_path.rglob("*") if f.name != "results.json.gz"} == before
+    assert {f for f in tmp_path.rglob("*") if f.name not in ("kept", "results.json.gz")} == before
 
 
 def test_no_such_file_and_the_wrong_phase(arena, setting, tmp_path, capsys):

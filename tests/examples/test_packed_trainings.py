@@ -179,14 +179,46 @@ def test_a_training_that_is_not_finished_stays(arena, tmp_path):
     assert [f.name for f in begun.iterdir()] == ["log.jsonl"] and [f.name for f in (tmp_path / "here").iterdir()] == ["final"]
 
 
-def test_half_of_it_counts_for_nothing(arena, tmp_path, monkeypatch):
-    """A full disk in the midst: no folder that a later call would take for a training."""
+def test_half_of_it_counts_for_nothing(arena, finished, tmp_path, monkeypatch):
+    """A full disk at the last of its files: no folder that a later call would take for a training."""
     from arena import packed as module
 
-    monkeypatch.setattr(module, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(OSError, match="no space"):
-        module.unpack(packed(tmp_path / "p.json.xz"), tmp_path / "here", {})
-    assert not [*(tmp_path / "here").rglob("*.json")] and not (tmp_path / "here/final").exists()
+    file, whole = module.pack(finished / "final/kl-x1-s0", {}), module.write_json
+
+    def full(path, value):
+        if path.name == "result.json":
+            raise OSError(28, "no space left")
+        whole(path, value)
+
+    monkeypatch.setattr(module, "write_json", full)
+    with pytest.raises(EvaluationError, match="kl-x1-s0: cannot be written .no space left.; free space"):
+        module.unpack(file, tmp_path / "here", {})
+    assert not [f for f in (tmp_path / "here").rglob("*") if f.is_file()] and not [*(tmp_path / "here").glob(".*")]
+
+
+def test_two_processes_that_take_over_the_same(arena, finished, tmp_path, monkeypatch):
+    from arena import packed as module
+
+    file, replace = module.pack(finished / "final/kl-x1-s0", {}), module.os.replace
+
+    def late(source, target):
+        if Path(target).name == "kl-x1-s0":
+            monkeypatch.setattr(module.os, "replace", replace)
+            assert module.unpack(file, tmp_path / "here", {}).name == "kl-x1-s0", "the other one, meanwhile"
+        replace(source, target)
+
+    monkeypatch.setattr(module.os, "replace", late)
+    assert module.unpack(file, tmp_path / "here", {}) is None
+    assert (tmp_path / "here/final/kl-x1-s0/result.json").is_file() and not [*(tmp_path / "here").glob(".*")]
+
+
+def test_other_judges_under_the_same_names_are_not_pooled(arena, finished):
+    from arena.verdict import collect
+
+    report = finished / "final/kl-x1-s1/test-frames/report.json"
+    report.write_text(report.read_text().replace('"key": "judge-a"', '"key": "judge-a, trained anew"'))
+    with pytest.raises(EvaluationError, match="kl-x1-s1/test-frames: measured with other judges than the control's"):
+        collect(finished, {})
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", lzma.compress(b"{"), lzma.compress(b"[]"), lzma.compress(b"{}")[:-9]])
