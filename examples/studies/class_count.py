@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from settings import same_study
+from settings import at_least_one, same_study
 
 from segaware import FPNSegmenter, SegAwareWrapper, from_pretrained
 from segaware.errors import SegawareError
@@ -69,6 +69,7 @@ def main(argv=None):
     p.add_argument("--precision", default="auto")
     p.add_argument("--progress", action="store_true")
     args = p.parse_args(argv)
+    at_least_one(args, "width", "steps", "batch_size", "patch_size", "limit")
     options = same_study(args, ("classes", "seeds", "heads", "test", "limit", "sigma", "metric"))
     source = open_source(args.test, "folder").select(limit=args.limit)
     protocol = Protocol(noises=(Noise(sigma=args.sigma),), metrics=tuple(args.metric), seed_by="index")

@@ -31,13 +31,29 @@ from segaware.noise import add_gaussian
 from segaware.wrapper import fidelity
 
 
-def read(path: Path, crop: int) -> torch.Tensor:
-    """The middle of an image, (1, 3, h, w) in [0, 1]."""
-    pixels = image_io.read(path).pixels
+def read(path: Path) -> torch.Tensor:
+    """An image, (1, 3, H, W) in [0, 1]."""
+    pixels = image_io.read(path, deep=False).pixels
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
-    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()[None] / 255
-    return middle(image, crop)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()[None] / 255
+
+
+def read_labels(path: Path, size: tuple[int, int], void: int) -> torch.Tensor:
+    """Its label map, (1, H, W), 255 where it does not count.
+
+    Raises:
+        InputError: no file of class indices, or one of another size than the image.
+    """
+    try:
+        labels = torch.from_numpy(np.array(Image.open(path))).long()
+    except (OSError, TypeError) as error:
+        raise InputError(f"--labels {path}: cannot be read as a label map ({error})") from error
+    if labels.ndim != 2:
+        raise InputError(f"{path}: a label map has one channel of class indices, this has shape {tuple(labels.shape)}")
+    if tuple(labels.shape) != size:
+        raise InputError(f"{path}: {labels.shape[1]} x {labels.shape[0]} labels for an image of {size[1]} x {size[0]} pixels; give its own map")
+    return torch.where(labels == void, 255, labels)[None]
 
 
 def middle(image: torch.Tensor, crop: int) -> torch.Tensor:
@@ -86,7 +102,8 @@ def main(argv=None):
 
 def look(args, denoiser, segmenter, file: Path, labels_file: Path | None):
     """Of one image: clean, noisy, denoised, and the gradient of each term."""
-    clean = read(file, args.crop)
+    whole = read(file)
+    clean = middle(whole, args.crop)
     noisy = add_gaussian(clean, args.sigma / 255, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         denoised = denoiser(noisy, args.sigma / 255) if denoiser.info.takes_sigma else denoiser(noisy)
@@ -100,10 +117,7 @@ def look(args, denoiser, segmenter, file: Path, labels_file: Path | None):
         "Fisher": partial(FisherLoss(segmenter), clean=clean),
     }
     if labels_file:
-        labels = torch.from_numpy(np.array(Image.open(labels_file))).long()
-        if labels.ndim != 2:
-            raise InputError(f"{labels_file}: a label map has one channel of class indices, this has shape {tuple(labels.shape)}")
-        labels = middle(torch.where(labels == args.void, 255, labels)[None], args.crop)
+        labels = middle(read_labels(labels_file, tuple(whole.shape[2:]), args.void), args.crop)
         terms["true labels"] = partial(TaskLoss(segmenter), labels=labels)
 
     gradients = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from settings import same_study
+from settings import at_least_one, same_study
 
 from segaware import LiuDenoiser, SegAwareWrapper
 from segaware.errors import SegawareError
@@ -39,7 +39,7 @@ def main(argv=None):
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--scales", nargs="+", type=int, default=[2, 3, 4])
     p.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=list(COLUMNS), metavar="NAME", help=", ".join(COLUMNS))
-    p.add_argument("--divide", type=int, default=1, help="all widths by so much, for a quick look")
+    p.add_argument("--divide", type=int, default=1, help="widths of encoder and decoder by so much, for a quick look; the first convolution keeps its 64")
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--sigma", type=float, default=35.0)
     p.add_argument("--steps", type=int, default=2000)
@@ -50,6 +50,7 @@ def main(argv=None):
     p.add_argument("--limit", type=int, help="only so many test images")
     p.add_argument("--progress", action="store_true")
     args = p.parse_args(argv)
+    at_least_one(args, "divide", "steps", "batch_size", "patch_size", "limit")
     options = same_study(args, ("scales", "columns", "seeds", "test", "limit"))
     source = open_source(args.test, "folder").select(limit=args.limit)
     protocol = Protocol(noises=(Noise(sigma=args.sigma),), metrics=("psnr",), seed_by="index")

@@ -56,9 +56,14 @@ def main(argv=None):
             figures[measure.key, name] = [float(statistic(d.mean(0) if measure.kind == "mean" else d.sum(0), measure.kind)) for d in per_draw]
         for i, first in enumerate(names):
             values = figures[measure.key, first]
-            row = {"measure": measure.key, "method": first, "mean": float(np.mean(values)), "variance": float(np.var(values, ddof=1)), "against": {}}
+            if summary.entry(measure.key, noise, first) is None:
+                print(f"{measure.title}: measured on no image of {first}; report.md has the reasons")
+                continue
+            row = {"measure": measure.key, "method": first, "mean": number(np.mean(values)), "variance": number(np.var(values, ddof=1)), "against": {}}
             for second in names[:i]:
                 found = summary.comparison(measure.key, noise, first, second)
+                if found is None:  # no image that both have
+                    continue
                 row["against"][second] = {"difference": number(found.difference), "p_draws": found.p_draws, "p_images": number(found.p),
                                           "low": number(found.low), "high": number(found.high)}  # fmt: skip
                 print(f"{measure.title}: {first} - {second} {measure.text(found.difference, signed=True)}, p over draws"
@@ -72,6 +77,8 @@ def main(argv=None):
             values = np.array(figures[measure.key, name]) * (100 if measure.percent else 1)
             axes.plot(np.full(len(values), place) + np.linspace(-0.15, 0.15, len(values)), values, "o", ms=3, color="#0072B2")
             entry = summary.entry(measure.key, results.noises[0], name)
+            if entry is None:
+                continue
             scale = 100 if measure.percent else 1
             axes.errorbar([place + 0.3], [scale * entry.value], yerr=[[scale * (entry.value - entry.low)], [scale * (entry.high - entry.value)]], fmt="s", ms=4, color="#D55E00")
         axes.set_xticks(range(len(names)), names, rotation=30, fontsize=8)

@@ -7,9 +7,21 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from segaware.errors import EvaluationError
+from segaware.errors import EvaluationError, InputError
 
-__all__ = ["same_study"]
+__all__ = ["at_least_one", "same_study"]
+
+
+def at_least_one(args: Namespace, *names: str) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1")
 
 
 def same_study(args: Namespace, free: Collection[str]) -> dict[str, Any]:
@@ -29,7 +41,8 @@ def same_study(args: Namespace, free: Collection[str]) -> dict[str, Any]:
     now = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in free}
     file = args.out / "settings.json"
     args.out.mkdir(parents=True, exist_ok=True)
-    if file.is_file():
+    begun = any(found.name != file.name for found in args.out.iterdir())  # a typo that was refused binds nobody
+    if file.is_file() and begun:
         try:
             kept = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

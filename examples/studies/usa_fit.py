@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from settings import same_study
+from settings import at_least_one, same_study
 
 from segaware import FPNSegmenter
 from segaware.errors import SegawareError
@@ -89,7 +89,9 @@ def fit_one(args, kind: str, seed: int, frames, classes: int) -> list[float]:
             torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "losses": losses}, partial)
             os.replace(partial, checkpoint)
             saved = time.monotonic()
-    file.write_text(json.dumps(losses))
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(losses))
+    os.replace(partial, file)
     checkpoint.unlink(missing_ok=True)
     return losses
 
@@ -109,6 +111,7 @@ def main(argv=None):
     p.add_argument("--rate", type=float, default=1e-4, help="1e-3 throws the released head, which has no normalisation, far off at first")
     p.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     args = p.parse_args(argv)
+    at_least_one(args, "width", "steps", "batch_size", "shrink", "limit")
     options = same_study(args, ("seeds", "save_every"))
     frames, classes = load(args)
     curves = {}

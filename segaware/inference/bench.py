@@ -61,6 +61,7 @@ class Facts:
     model_hash: str
     device: str
     takes_sigma: bool
+    keep: Any  #: the share given back, or for "machine" the model's table: the outputs depend on it
 
 
 class Bench:
@@ -93,7 +94,8 @@ class Bench:
             raise InputError(f"model {self.engine.name!r} is blind, it finds the noise level itself; leave --sigma out")
         # of the weights as they come: folding depends on the machine
         key = model_hash(model)
-        self.facts = Facts(self.engine.name, key, self.engine.device.type, self.engine.info.takes_sigma)
+        keep = [list(pair) for pair in self.engine.keep_table] or order.keep
+        self.facts = Facts(self.engine.name, key, self.engine.device.type, self.engine.info.takes_sigma, keep)
         self._together = Together(self.engine, order.level, order.batch)
 
     def do(self, jobs: Sequence[Job]) -> Iterator[Outcome]:

@@ -125,7 +125,8 @@ class Engine:
             )
         self.info: DenoiserInfo = info
         self.keep = check_keep(keep)
-        self._keep_table = table_of(info.keep, self.name) if keep == MACHINE else ()
+        #: Noise levels and shares of keep="machine", else empty.
+        self.keep_table = table_of(info.keep, self.name) if keep == MACHINE else ()
         #: What pictures are brought to; tensors are taken as they come where ``info`` states nothing.
         self.channels: int | None = info.channels or getattr(module, "likely_channels", None)
         self.tile = _tile(tile, info)
@@ -188,7 +189,7 @@ class Engine:
         if self.keep != MACHINE:
             return torch.tensor(float(self.keep)).expand(1, 1, 1, 1)
         level = torch.as_tensor(estimate()).reshape(-1, 1, 1, 1) if level is None else level
-        return shares(self._keep_table, level)
+        return shares(self.keep_table, level)
 
     def level(self, sigma: Sigma | str | None, noisy: Tensor) -> Tensor | None:
         """``sigma`` as ``(B, 1, 1 or H, 1 or W)``; None for a blind model, which refuses one.

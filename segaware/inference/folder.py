@@ -112,7 +112,7 @@ def denoise_folder(
     with Bench(order, first) if processes == 1 else Pool(order, processes, first) as work:
         tally.facts = facts = work.facts
         run = {
-            "model": facts.model, "model_hash": facts.model_hash, **order.options(),
+            "model": facts.model, "model_hash": facts.model_hash, **order.options(), "keep": facts.keep,
             "input": str(source.resolve()), "output": str(target.resolve()),
             "segmentation": None if segmentation is None else str(segmentation.resolve()),
             "about": {"segaware": __version__, "device": facts.device},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import segaware
 from segaware import DnCNN, FFDNet, image_io
 from segaware.cli.main import main
 from segaware.entries import write_entry
@@ -36,11 +37,12 @@ def here(tmp_path, monkeypatch):
         size = (32, 40) if number < 9 else (20 + number, 33)
         pixels = random.integers(0, 256, (*size, 1 if name == "gray.png" else 3), dtype=np.uint8)
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        image_io.write(tmp_path / "in" / name, Image(pixels))
+        image_io.write(tmp_path / "in" / name, Image(pixels // (1 + number % 3)))  # of several noise levels
     torch.manual_seed(3)
     write_entry(tmp_path / "blind", DnCNN(depth=3, width=4))
     write_entry(tmp_path / "other", DnCNN(depth=3, width=4))
     write_entry(tmp_path / "told", FFDNet(depth=3, width=4))
+    write_entry(tmp_path / "sharing", DnCNN(depth=3, width=4), {"keep": {"20": 0.8, "80": 0.1}})
     return tmp_path
 
 
@@ -143,7 +145,7 @@ def test_usage(here, arguments, words):
     assert outputs(here) == before
 
 
-@pytest.mark.parametrize(("model", "options"), [("./blind", []), ("./told", ["-s", "25"]), ("./told", ["-s", "auto"]), ("./blind", ["--keep", "0.1"])])
+@pytest.mark.parametrize(("model", "options"), [("./blind", []), ("./told", ["-s", "25"]), ("./told", ["-s", "auto"]), ("./blind", ["--keep", "0.1"]), ("./sharing", ["--keep", "machine"])])
 def test_batches_change_no_bit(here, monkeypatch, model, options):
     monkeypatch.setattr("segaware.inference.batches._PIXELS", {"cpu": 4 * 32 * 40})
     sizes = []
@@ -153,6 +155,30 @@ def test_batches_change_no_bit(here, monkeypatch, model, options):
     assert sizes.count(4) in (1, 2) and sizes.count(1) >= 4, "nine images: a trial, another batch if it was the same, the rest alone"
     assert run("in", "-o", "alone", "--batch", 1, *options, model=model).exit_code == 0
     assert outputs(here / "together") == outputs(here / "alone")
+
+
+def test_each_image_of_a_batch_is_given_its_own_share(here, monkeypatch):
+    monkeypatch.setattr("segaware.inference.batches._PIXELS", {"cpu": 4 * 32 * 40})
+    shares = []
+    original = Bench(Order("./sharing", keep="machine")).engine.share
+    monkeypatch.setattr("segaware.inference.engine.Engine.share", lambda self, *given: shares.append(original(*given).flatten().tolist()) or original(*given))
+    assert run("in", "-o", "out", "--keep", "machine", "--batch", 4, model="./sharing").exit_code == 0
+    assert max(len({round(share, 2) for share in batch}) for batch in shares) > 2, "three noise levels at least"
+    monkeypatch.undo()
+    os.chdir(here)
+    for name in NAMES[:4]:
+        alone = segaware.denoise(here / "in" / name, "./sharing", keep="machine").pixels
+        assert np.abs(image_io.read(here / "out" / name).pixels.astype(int) - alone).max() <= 1
+
+
+def test_another_table_of_shares_is_another_run(here):
+    """Half of the images would have been given back by the one, half by the other."""
+    call = ("in", "-o", "out", "--keep", "machine", "--manifest", "m.jsonl")
+    assert run(*call, model="./sharing").exit_code == 0 and run(*call, model="./sharing").stdout == "done 0, skipped 16, failed 0\n"
+    config = here / "sharing" / "config.json"
+    config.write_text(config.read_text().replace("0.8", "0.7"))
+    result = run(*call, model="./sharing")
+    assert result.exit_code == 2 and "keep [[20.0, 0.8], [80.0, 0.1]] -> [[20.0, 0.7], [80.0, 0.1]]" in result.stderr
 
 
 def test_a_batch_that_changes_a_bit_is_not_kept_to(here, monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segaware import DnCNN, FPNSegmenter
+from segaware import DnCNN, FPNSegmenter, from_pretrained
 from segaware.entries import read_config, write_entry
-from segaware.errors import EvaluationError, InputError
+from segaware.errors import EvaluationError, InputError, SegawareError
+from segaware.wrapper import FIDELITY_SCALE
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
@@ -72,6 +74,21 @@ def test_class_count(place, monkeypatch):
     assert str(place) not in json.dumps(record)
 
 
+@pytest.mark.parametrize("name, wrong", [
+    ("usa_fit", ["--shrink", 0]), ("usa_fit", ["--steps", 0]), ("usa_fit", ["--batch-size", 0]), ("usa_fit", ["--data", "nowhere"]),
+    ("usa_fit", ["--backbone-weights", "nowhere"]), ("liu_scales", ["--divide", 0]), ("liu_scales", ["--rate", -1]), ("liu_scales", ["--train", "nowhere"]),
+    ("class_count", ["--start", "nowhere"]), ("class_count", ["--width", 0]),
+])  # fmt: skip
+def test_a_typo_binds_no_folder(place, name, wrong):
+    study, fit = load(name), {"--steps": 1, "--batch-size": 1, "--limit": 1, "--out": place / "out"}
+    fit |= {"--data": place / "camvid", "--width": 8, "--shrink": 1} if name == "usa_fit" else {"--train": place / "images", "--test": place / "images", "--patch-size": 16}
+    fit |= {"liu_scales": {"--divide": 32, "--scales": 2}, "class_count": {"--start": place / "start", "--width": 8, "--classes": 3, "--metric": "psnr"}, "usa_fit": {}}[name]
+    fit |= {"--seeds": 0}
+    with pytest.raises(SegawareError):
+        study.main([str(part) for pair in {**fit, wrong[0]: wrong[1]}.items() for part in pair])
+    assert study.main([str(part) for pair in fit.items() for part in pair])
+
+
 def test_permutations_keep_the_counts():
     study = load("usa_fit")
     labels = torch.arange(24).reshape(4, 6)
@@ -130,11 +147,20 @@ def test_gradient_maps(place):
         assert several["cosines"][second][first] == pytest.approx(found)
     with pytest.raises(InputError, match="2 maps for 3 images"):
         study.main(list(map(str, [*call, "--image", *frames, "--labels", *maps[:2]])))
+    Image.open(maps[0]).resize((80, 64), Image.Resampling.NEAREST).save(place / "double.png")
+    (place / "none.png").write_bytes(b"no picture")
+    for file, words in (("double.png", "80 x 64 labels for an image of 40 x 32"), ("none.png", "cannot be read as a label map")):
+        with pytest.raises(InputError, match=words):
+            study.main(list(map(str, [*call, "--image", frames[0], "--labels", place / file])))
 
 
 def test_gradients_by_hand(place):
-    """The gradient of the mean square at the denoised image is twice the difference over its count."""
+    """The gradient of the mean square at the denoised image is twice the difference over its count; then norms and cosines."""
     study = load("gradient_maps")
+    args = Namespace(crop=32, sigma=50.0, layer="backbone.features.5", void=11)
+    nets = (from_pretrained(place / name) for name in ("start", "segmenter"))
+    clean, _, denoised, gradients = study.look(args, *nets, place / "camvid/train/0.png", None)
+    assert torch.allclose(gradients["fidelity"], FIDELITY_SCALE * 2 * (denoised - clean) / clean.numel(), rtol=1e-4, atol=1e-6)
     clean, noisy = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
     found = study.alike({"a": 2 * (noisy - clean), "b": clean - noisy, "c": torch.zeros(1, 3, 8, 8)})
     assert found["a"]["cosine_to"]["b"] == pytest.approx(-1) and found["a"]["cosine_to"]["c"] == 0
