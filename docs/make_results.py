@@ -7,8 +7,9 @@ the folder with the U-SAID authors' three checkpoints (usaid-authors-DnCNN.pth, 
 carry no licence and are not ours to give away: without the option they are left out, and the page says so.
 
 About four hours on one processor core. What is measured stays in ``--work``: a killed run goes on, and
-``--only cbsd68`` beside ``--only camvid`` uses two cores. ``--only page`` writes the page from there, and every
-figure, interval and paired difference into docs/data/results-*.json.gz.
+``--only cbsd68`` beside ``--only camvid`` uses two cores. Every figure, interval and paired difference goes from
+there into docs/data/results-*.json.gz, and the page is written from those alone: ``--only page`` measures nothing,
+and without a ``--work`` folder it writes the page again from the kept figures.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from segaware.errors import SegawareError
 from segaware.evaluation.figures import fidelity_task, levels, png, strip
 from segaware.evaluation.pictures import Pictures
 from segaware.evaluation.protocol import Noise, Protocol
-from segaware.evaluation.report import about, how_to_read, read_report, table, write_report
+from segaware.evaluation.report import about, how_to_read, table, write_report
+from segaware.evaluation.results import Results
 from segaware.evaluation.runner import evaluate
+from segaware.evaluation.significance import Comparison
 from segaware.evaluation.sources import open_source
-from segaware.evaluation.summary import summarise
+from segaware.evaluation.summary import Entry, Summary
 
 DOCS = Path(__file__).parent
 SIGMAS = (15, 25, 35, 50)
@@ -43,7 +46,7 @@ OURS = ("dncnn-blind", "liu-blind", "segaware-blind", "features-blind")
 #: Frame with cars, people and poles, for the strip.
 FRAME = "0016E5_08041"
 #: docs/images is looked at in a browser: no wider than this.
-WIDEST = 1500
+WIDEST = 2000
 
 
 def judges():
@@ -173,9 +176,35 @@ def _short(value):
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def kept_figures(which):
+    """The summary of a set as :func:`keep_figures` left it."""
+    path = DOCS / "data" / f"results-{which}.json.gz"
+    if not path.is_file():
+        raise SystemExit(f"error: {path}: not there; measure first, without --only page")
+    record = json.loads(gzip.decompress(path.read_bytes()))
+    results = Results(
+        protocol=Protocol.from_dict(record["protocol"]), source=record["source"], images=record["images"],
+        contestants=record["contestants"], judges=record["judges"], environment=record["environment"],
+    )  # fmt: skip
+    summary = Summary(results)
+    for found in record["summary"]:
+        numbers = {key: _number(found[key]) for key in ("value", "low", "high")}
+        entry = Entry(**{**found, **numbers, "per_class": tuple(_number(v) for v in found["per_class"])})
+        summary.entries[entry.measure, entry.noise, entry.contestant] = entry
+    for found in record["comparisons"]:
+        measure, noise = found.pop("measure"), found.pop("noise")
+        numbers = {key: _number(found[key]) for key in ("difference", "low", "high", "p", "p_holm")}
+        summary.comparisons.setdefault((measure, noise), []).append(Comparison(**{**found, **numbers}))
+    return summary
+
+
+def _number(value):
+    """JSON has neither NaN nor infinity: a report writes null and a word."""
+    return math.nan if value is None else float(value)
+
+
 def page(args):
-    sets = {which: summarise(read_report(args.work / which)) for which in ("cbsd68", "camvid")}
-    cbsd, camvid = sets["cbsd68"], sets["camvid"]
+    cbsd, camvid = kept_figures("cbsd68"), kept_figures("camvid")
     noises = [f"sigma {s}" for s in SIGMAS]
     clean, per_class = judge_table(camvid)
     machine = camvid.results.environment
@@ -217,18 +246,16 @@ def page(args):
     out += ["### Do no harm: clean frames through the denoiser", ""]
     harm = [m for m in camvid.results.measures if m.key.partition(":")[0] in ("psnr", "changed")]
     out += [grid(table(camvid, harm, ["clean"])), ""]
-    shown = next(iter(sorted((args.work / "camvid" / "pictures").glob("*"))), None)
     judge = camvid.results.judges[0]["name"]
     frame = FRAME if FRAME in camvid.results.images else camvid.results.images[0]
-    picture = strip(camvid, Pictures(args.work / "camvid"), frame, "sigma 50", judge) if shown else None
-    if picture is not None:
-        out += [f"![Frame {frame} at sigma 50: noisy, by each method, clean; what {judge} sees]({save(picture, 'results-strip.jpg')})", ""]
+    picture = strip(camvid, Pictures(args.work / "camvid"), frame, "sigma 50", judge)
+    place = save(picture, "results-strip.jpg") if picture is not None else "images/results-strip.jpg"
+    if (DOCS / place).is_file():  # without the measured pictures the strip stays as it was drawn
+        out += [f"![Frame {frame} at sigma 50: noisy, by each method, clean; what {judge} sees]({place})", ""]
     out += ["## CBSD68", "", *about(cbsd), "", *section(cbsd, ("psnr", "ssim", "niqe", "consistency"), noises)]
     out += ["## How to read this", "", *(f"- {line}" for line in how_to_read(camvid))]
     out += [f"- {line}" for line in how_to_read(cbsd) if line not in how_to_read(camvid)]
     (DOCS / "results.md").write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
-    for which in sets:
-        keep_figures(which, args)
     print(DOCS / "results.md")
 
 
@@ -251,6 +278,9 @@ def main(argv=None):
                 raise SystemExit(f"error: --{which}: give the folder of the data")
             measure(which, args)
     if args.only in (None, "page"):
+        for which in ("cbsd68", "camvid"):
+            if (args.work / which / "report.json").is_file():
+                keep_figures(which, args)
         page(args)
 
 
