@@ -58,6 +58,19 @@ def load(args):
     return frames, len(source.classes)
 
 
+def guessing(frames, classes: int) -> dict[str, float]:
+    """Cross-entropy of who knows class shares alone, of all frames together or of each: at stride 4, where the loss looks."""
+    small = [F.interpolate(labels[None, None].float(), size=[-(-side // 4) for side in labels.shape], mode="nearest").flatten().long() for _, labels in frames]
+    counts = torch.stack([torch.bincount(labels[labels != 255], minlength=classes) for labels in small]).double()
+
+    def entropy(of: torch.Tensor) -> torch.Tensor:
+        shares = of / of.sum(-1, keepdim=True).clamp_min(1)
+        return -torch.xlogy(shares, shares).sum(-1)
+
+    weights = counts.sum(1) / counts.sum()
+    return {"shares of all": float(entropy(counts.sum(0))), "shares of each": float((weights * entropy(counts)).sum())}
+
+
 def fit_one(args, kind: str, seed: int, frames, classes: int) -> list[float]:
     """Cross-entropy at every step of one training."""
     file = args.out / f"{kind}-s{seed}.json"
@@ -119,7 +132,7 @@ def main(argv=None):
         for kind in KINDS:
             curves.setdefault(kind, []).append(fit_one(args, kind, seed, frames, classes))
             print(f"{kind}, seed {seed}: {np.mean(curves[kind][-1][-20:]):.3f} over the last 20 steps", flush=True)
-    result = {**options, "frames": len(frames), "curves": curves, "final": {k: [float(np.mean(c[-20:])) for c in v] for k, v in curves.items()}}
+    result = {**options, "frames": len(frames), "guessing": guessing(frames, classes), "curves": curves, "final": {k: [float(np.mean(c[-20:])) for c in v] for k, v in curves.items()}}
     (args.out / "usa-fit.json").write_text(json.dumps(result) + "\n")
     figure = _pyplot()(6, 3.6)
     axes = figure.subplots()

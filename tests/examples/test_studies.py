@@ -101,6 +101,15 @@ def test_permutations_keep_the_counts():
     assert {tuple(part.flatten().tolist()) for half in blocks.split(2) for part in half.split(3, 1)} == quadrants
 
 
+def test_guessing_by_hand():
+    """One frame of one class, one with two in halves: nothing and ln 2 by frame, shares of 3/4 and 1/4 together."""
+    first, second = torch.zeros(8, 8, dtype=torch.long), torch.zeros(8, 8, dtype=torch.long)
+    second[4:] = 2
+    first[:, 1] = 255  # between the pixels that are looked at
+    found = load("usa_fit").guessing([(None, first), (None, second)], 3)
+    assert found == {"shares of all": pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)), "shares of each": pytest.approx(np.log(2) / 2)}
+
+
 def test_usa_fit_resumes_exactly(place):
     study = load("usa_fit")
 
