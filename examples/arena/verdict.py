@@ -201,7 +201,7 @@ def _same_look(folder: Path, report: Results, first: Results) -> None:
     keys = [[(judge["name"], judge["key"]) for judge in one.judges] for one in (report, first)]
     for what, own, other in (("images", report.images, first.images), ("judges", *keys)):
         if own != other:
-            raise EvaluationError(f"{folder}: measured with other {what} than the control's; delete that folder's test-* and run again, or take another --out")
+            raise EvaluationError(f"{folder}: measured with other {what} than the control's; move {folder.parent} away and run again, or take another --out")
 
 
 def _pool(seeds: dict[str, np.ndarray], which: Iterable[str], kind: str) -> np.ndarray:
