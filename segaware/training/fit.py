@@ -27,6 +27,7 @@ from segaware.training.log import Log, gradient_norms, not_finite
 from segaware.training.muon import Muon, inner_matrices
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
+from segaware.training.revive import revive
 from segaware.wrapper import SegAwareWrapper, WrapperOutput
 
 __all__ = ["FitResult", "fit"]
@@ -196,6 +197,8 @@ class _Run:
                 fix_at = max(0, recipe.steps - recipe.fixed_norm_steps)
                 if recipe.measure_norm and recipe.fixed_norm_steps and self.step == fix_at:
                     self.measure_batch_norm()
+                if self.step in recipe.revive_at:
+                    self.revive()
                 output = self.train_step(batch)
                 self.step += 1
                 bar.update()
@@ -245,17 +248,21 @@ class _Run:
 
     def _forward(self, batch: Batch) -> WrapperOutput:
         recipe = self.recipe
-        self._seed()
-        self.wrapper.train()
-        if self.step >= recipe.steps - recipe.fixed_norm_steps:
-            for module in _batch_norms(self.wrapper):
-                module.eval()
+        self._ready()
         noisy, clean = (t.to(self.device, memory_format=self.format, non_blocking=True) for t in (batch.noisy, batch.clean))
         sigma = batch.sigma.to(self.device) if self.wrapper.takes_sigma else None
         labels = None if batch.labels is None else batch.labels.to(self.device)
         lower = self.lower if self.step < recipe.steps - recipe.float32_steps else None
         with contextlib.nullcontext() if lower is None else torch.autocast(self.device.type, lower):
             return self.model(noisy, sigma, clean=clean, labels=labels)
+
+    def _ready(self) -> None:
+        """As this step has it: the seed, training mode, and statistics of the batch or fixed ones."""
+        self._seed()
+        self.wrapper.train()
+        if self.step >= self.recipe.steps - self.recipe.fixed_norm_steps:
+            for module in _batch_norms(self.wrapper):
+                module.eval()
 
     def _seed(self) -> None:
         # dropout and the like: a function of the step, so that a resumed run draws the same
@@ -281,6 +288,24 @@ class _Run:
             module.momentum = momentum
             for statistic in (module.running_mean, module.running_var):
                 statistic.copy_(self.accelerator.reduce(statistic, reduction="mean"))  # over the processes
+        self.average.take_buffers()
+
+    @torch.no_grad()
+    def revive(self) -> None:
+        """Begin channels anew that are dead on the coming batches; the other processes take the first one's over."""
+        self._ready()
+        if self.main:
+            coming = [self.patches[step] for step in range(self.step, min(self.step + _MEASURED, self.recipe.steps))]
+            arguments = [
+                (batch.noisy.to(self.device, memory_format=self.format), batch.sigma.to(self.device) if self.wrapper.takes_sigma else None)
+                for batch in coming
+            ]
+            revive(self.wrapper, arguments, torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step))
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            for tensor in (*self.wrapper.parameters(), *self.wrapper.buffers()):
+                tensor.copy_(broadcast(tensor))
         self.average.take_buffers()
 
     def row(self, output: WrapperOutput) -> dict[str, Any]:

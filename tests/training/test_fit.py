@@ -435,7 +435,11 @@ result = fit(SegAwareWrapper(FFDNet(depth=4, width=24), ()), images(), recipe, o
 assert result.psnr["25"] > 5  # on every process
 # batch normalisation on fixed statistics: measured over the parts of all processes
 net = DnCNN(depth=4, width=16)
-fit(SegAwareWrapper(net, ()), images(), dataclasses.replace(recipe, optimizer="adam", fixed_norm_steps=4), out / "norm", progress=False)
+net.body[3].weight.data[0], net.body[3].bias.data[0] = 0, -1  # a dead channel, which all begin anew alike
+recipe = dataclasses.replace(recipe, optimizer="adam", fixed_norm_steps=4, revive_at=(2,))
+fit(SegAwareWrapper(net, ()), images(), recipe, out / "norm", progress=False)
+assert net.body[3].weight[0] != 0
+torch.save(net.state_dict(), out / f"process-{{os.environ.get('RANK', '0')}}.pt")
 """
 
 
@@ -455,6 +459,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, launcher, opti
         torch.testing.assert_close(one[key], two[key], rtol=0, atol=tolerance)
     rows = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert [len(r) for r in rows] == [2, 2]  # one process writes
+    one, two = (torch.load(tmp_path / f"two/process-{rank}.pt") for rank in (0, 1))
+    assert same(one, two)
     one, two = weights(tmp_path / "one/norm/model"), weights(tmp_path / "two/norm/model")
     for key in one:
         if "running_var" in key:  # of more, smaller batches: about the same
