@@ -27,7 +27,7 @@ from segaware.training.log import Log, gradient_norms, not_finite
 from segaware.training.muon import Muon, inner_matrices
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
-from segaware.training.revive import revive
+from segaware.training.renew import renew
 from segaware.wrapper import SegAwareWrapper, WrapperOutput
 
 __all__ = ["FitResult", "fit"]
@@ -197,8 +197,8 @@ class _Run:
                 fix_at = max(0, recipe.steps - recipe.fixed_norm_steps)
                 if recipe.measure_norm and recipe.fixed_norm_steps and self.step == fix_at:
                     self.measure_batch_norm()
-                if self.step in recipe.revive_at:
-                    self.revive()
+                if recipe.renew and self.step == 0:
+                    self.renew()
                 output = self.train_step(batch)
                 self.step += 1
                 bar.update()
@@ -291,16 +291,16 @@ class _Run:
         self.average.take_buffers()
 
     @torch.no_grad()
-    def revive(self) -> None:
-        """Begin channels anew that are dead on the coming batches; the other processes take the first one's over."""
+    def renew(self) -> None:
+        """Scales set anew and dead channels begun, by the coming batches; the other processes take the first one's over."""
         self._ready()
         if self.main:
-            coming = [self.patches[step] for step in range(self.step, min(self.step + _MEASURED, self.recipe.steps))]
+            coming = [self.patches[step] for step in range(min(_MEASURED, self.recipe.steps))]
             arguments = [
                 (batch.noisy.to(self.device, memory_format=self.format), batch.sigma.to(self.device) if self.wrapper.takes_sigma else None)
                 for batch in coming
             ]
-            revive(self.wrapper, arguments, torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step))
+            renew(self.wrapper, arguments, torch.Generator().manual_seed(self.recipe.seed))
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 

@@ -60,8 +60,8 @@ class Recipe:
             partly lost in use.
         measure_norm: False = fix the statistics that the network comes with instead of measuring them;
             for going on with a network that was trained on fixed ones.
-        revive_at: before these steps (0 is the first) channels that never fire begin anew
-            (:func:`segaware.training.revive.revive`); for networks trained at a high rate.
+        renew: before the first step, set the scales of channels anew and begin dead ones, which leaves what
+            the network computes (:func:`segaware.training.renew.renew`); for going on with a trained one.
         flips: draw one of the eight flips and quarter turns for each patch.
         seed: of patches and noise. What step s sees is a function of (seed, s) alone.
         log_every, validate_every, checkpoint_every: steps; checkpoint_seconds: also after so long.
@@ -95,7 +95,7 @@ class Recipe:
     channels_last: bool = True
     fixed_norm_steps: int = 0
     measure_norm: bool = True
-    revive_at: tuple[int, ...] = ()
+    renew: bool = False
     flips: bool = True
     seed: int = 0
     log_every: int = 100
@@ -107,7 +107,7 @@ class Recipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("sigma", "milestones", "revive_at", "validation_sigmas"):  # lists, when they come from JSON
+        for field in ("sigma", "milestones", "validation_sigmas"):  # lists, when they come from JSON
             value = getattr(self, field)
             if not isinstance(value, (tuple, list)):
                 raise TrainingError(f"recipe: {field} {value!r} must be a tuple, e.g. ({value!r}, {value!r})")
@@ -133,8 +133,6 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise TrainingError(f"recipe: {field} {value:g} must be positive")
-        if not all(0 <= step < self.steps and step == int(step) for step in self.revive_at):
-            raise TrainingError(f"recipe: revive_at {self.revive_at} must be whole steps from 0 to {self.steps - 1}")
         if not 0 <= self.ema < 1:
             raise TrainingError(f"recipe: ema {self.ema:g} must be in [0, 1), e.g. 0.999; 0 = none")
         if self.clip_norm is not None and not self.clip_norm > 0:

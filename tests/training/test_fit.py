@@ -436,7 +436,7 @@ assert result.psnr["25"] > 5  # on every process
 # batch normalisation on fixed statistics: measured over the parts of all processes
 net = DnCNN(depth=4, width=16)
 net.body[3].weight.data[0], net.body[3].bias.data[0] = 0, -1  # a dead channel, which all begin anew alike
-recipe = dataclasses.replace(recipe, optimizer="adam", fixed_norm_steps=4, revive_at=(2,))
+recipe = dataclasses.replace(recipe, optimizer="adam", fixed_norm_steps=4, renew=True)
 fit(SegAwareWrapper(net, ()), images(), recipe, out / "norm", progress=False)
 assert net.body[3].weight[0] != 0
 torch.save(net.state_dict(), out / f"process-{{os.environ.get('RANK', '0')}}.pt")

@@ -1,4 +1,4 @@
-"""Dead channels begin anew, and nothing else changes."""
+"""Scales are set anew and dead channels begun, and what the network computes stays."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segaware import DnCNN, FFDNet, SegAwareWrapper
-from segaware.errors import TrainingError
 from segaware.training import Recipe, fit
-from segaware.training.revive import revive
+from segaware.training.renew import renew
 
 SMALL = Recipe(steps=12, batch_size=2, patch_size=16, checkpoint_every=5, precision="float32")
 
@@ -68,38 +67,86 @@ def dead(net: nn.Module) -> int:
 
 def test_what_the_network_computes_stays_and_every_channel_fires():
     net = partly_dead().eval()
-    before, image = copy.deepcopy(net), batches()[1][0]
+    image = batches()[1][0]
     assert dead(net) == 5
     with torch.no_grad():
         expected = net(image)
-        assert revive(net, batches(), draw()) == 5
+        assert renew(net, batches(), draw()) == 5
         torch.testing.assert_close(net(image), expected, rtol=0, atol=1e-6)
     assert dead(net) == 0
-    assert revive(net, batches(), draw(1)) == 0, "none is left"
-    # channels that were alive keep what makes them
-    keep = [i for i in range(8) if i not in (0, 5)]
-    assert torch.equal(net.body[2].weight[keep], before.body[2].weight[keep])
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        assert torch.equal(getattr(net.body[3], name)[keep], getattr(before.body[3], name)[keep])
+    assert renew(net, batches(), draw(1)) == 0, "none is left"
+
+
+def spreads(net: nn.Module) -> list[float]:
+    """Standard deviation of each channel before each ReLU."""
+    found, hooks = [], []
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            hooks.append(module.register_forward_pre_hook(lambda m, args: found.append(args[0].std((0, 2, 3)))))
+    with torch.no_grad():
+        net(torch.cat([batch[0] for batch in batches()]))
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(found).tolist()
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_scales_that_drifted_are_set_anew(norm, bias):
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3, padding=1, bias=bias)]
+    for i in range(3):
+        layers += [nn.BatchNorm2d(8)] * norm + [nn.ReLU(), nn.Conv2d(8, 8 if i < 2 else 3, 3, padding=1, bias=bias)]
+    net = nn.Sequential(*(copy.deepcopy(layer) for layer in layers)).double()
+    image = torch.cat([batch[0] for batch in batches()]).double()
+    for module in net:
+        if isinstance(module, nn.BatchNorm2d):  # fixed statistics far from what comes in, negative scales among them
+            module.running_mean.copy_(image.mean((0, 2, 3)) + 0.1 * torch.randn(8) * image.std((0, 2, 3)))
+            module.running_var.copy_(image.var((0, 2, 3)) * 10 ** torch.empty(8).uniform_(-4, 0))
+            nn.init.uniform_(module.weight, -40.0, 60.0)
+            nn.init.normal_(module.bias)
+        with torch.no_grad():
+            image = module.eval()(image)
+    seen = [(batch[0].double(),) for batch in batches()]
+    image = seen[2][0]
+    with torch.no_grad():
+        expected = net(image)
+        assert expected.abs().max() > 1e3 or not norm
+        assert renew(net, seen, draw()) == 0
+        torch.testing.assert_close(net(image), expected, rtol=1e-9, atol=1e-9)
+    found = []
+    for module in net:
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda m, args: found.append(args[0]))
+    with torch.no_grad():
+        net(torch.cat([batch[0] for batch in seen]))
+    for values in found:
+        torch.testing.assert_close(values.std((0, 2, 3)), torch.ones(8, dtype=torch.float64), rtol=1e-3, atol=0)
+    if norm:
+        scales = torch.cat([module.weight.abs() for module in net if isinstance(module, nn.BatchNorm2d)])
+        torch.testing.assert_close(scales, torch.ones_like(scales), rtol=1e-3, atol=0)
+        rows = net[3].weight.flatten(1).norm(dim=1)
+        torch.testing.assert_close(rows, torch.full_like(rows, 2**0.5), rtol=1e-6, atol=0)
 
 
 def test_the_new_channels_are_drawn_and_normalised_as_stated():
     net = partly_dead().eval()
     seen = {}
-    revive(net, batches(), draw())
+    renew(net, batches(), draw())
     hook = net.body[6].register_forward_hook(lambda m, args, out: seen.update(out=out.clone()))  # the ReLU writes into it
     with torch.no_grad():
-        net(batches()[0][0])
+        net(torch.cat([batch[0] for batch in batches()]))
     hook.remove()
     norm = net.body[6]
     for channel in (0, 7):
         assert norm.weight[channel] == norm.weight[1:7].abs().median() and norm.bias[channel] == 0
         values = seen["out"][:, channel] / norm.weight[channel]
         assert values.mean().abs() < 1e-4 and abs(values.var() - 1) < 1e-3
+    assert abs(norm.weight[0] - 1) < 1e-3
     wide = nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 3, 3))
     with torch.no_grad():
         wide[0].bias[:32] = -1e4
-    revive(wide, [(torch.rand(1, 64, 8, 8),)], draw())
+    renew(wide, [(torch.rand(1, 64, 8, 8),)], draw())
     assert wide[0].weight[:32].std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.02)
     assert (wide[0].bias[:32] == 0).all() and (wide[2].weight[:, :32] == 0).all()
 
@@ -114,13 +161,17 @@ def test_a_gradient_reaches_them_again():
         return net.body[-1].weight.grad.abs().sum((0, 2, 3))
 
     assert gradient()[2] == 0
-    revive(net, batches(), draw())
+    renew(net, batches(), draw())
     assert gradient()[2] > 0
 
 
 def test_batch_statistics_serve_as_well():
     net = partly_dead().train()
-    assert revive(net, batches(), draw()) == 5
+    image = batches()[0][0]
+    with torch.no_grad():
+        expected = net(image)
+        assert renew(net, batches(), draw()) == 5
+        torch.testing.assert_close(net(image), expected, rtol=0, atol=1e-3)
     assert dead(net) == 0
 
 
@@ -134,30 +185,26 @@ def test_networks_it_cannot_look_into_are_left_alone():
             return self.second((self.first(x) - 100).relu())
 
     for net in (Opaque(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False), nn.ReLU(), nn.Conv2d(3, 3, 1))):
-        before = copy.deepcopy(net.state_dict())
-        assert revive(net.eval(), batches(), draw()) == 0
+        before = copy.deepcopy(net.eval().state_dict())
+        assert renew(net, batches(), draw()) == 0
         assert same(net.state_dict(), before)
 
 
 def test_all_channels_of_a_layer_dead():
     net = partly_dead().eval()
     kill(net.body[6], *range(8))
-    revive(net, batches(), draw())
+    renew(net, batches(), draw())
     assert dead(net) == 0 and torch.isfinite(net(batches()[0][0])).all()
 
 
-@pytest.mark.parametrize("at", [(0,), (5,), (0, 6)])
-def test_in_a_training_resumed_or_not(tmp_path, monkeypatch, at):
-    """At step 5 there is a checkpoint: what it goes on with begins anew then."""
-    recipe = dataclasses.replace(SMALL, fixed_norm_steps=12, measure_norm=False, revive_at=at, learning_rate=1e-6, ema=0.5)
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_in_a_training_resumed_or_not(tmp_path, monkeypatch, ema):
+    recipe = dataclasses.replace(SMALL, fixed_norm_steps=12, measure_norm=False, renew=True, learning_rate=1e-6, ema=ema)
     net = partly_dead()
     fit(SegAwareWrapper(net, ()), images(), recipe, tmp_path / "whole", progress=False)
-    assert dead(net.eval()) == 0
-
-    whole = load_file(tmp_path / "whole/model/model.safetensors")
-    plain = dataclasses.replace(recipe, revive_at=())
-    fit(SegAwareWrapper(partly_dead(), ()), images(), plain, tmp_path / "plain", progress=False)
-    assert not same(load_file(tmp_path / "plain/model/model.safetensors"), whole)
+    assert dead(net) == 0
+    # the scales do not come back with the running average
+    assert all(0.3 < spread < 3 for spread in spreads(net))
 
     class Stop(Exception):
         pass
@@ -173,7 +220,7 @@ def test_in_a_training_resumed_or_not(tmp_path, monkeypatch, at):
         patch.setattr(run, "train_step", until_eight)
         fit(SegAwareWrapper(partly_dead(), ()), images(), recipe, tmp_path / "again", progress=False)
     fit(SegAwareWrapper(partly_dead(), ()), images(), recipe, tmp_path / "again", progress=False)
-    assert same(load_file(tmp_path / "again/model/model.safetensors"), whole)
+    assert same(*(load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "again")))
 
 
 def test_a_denoiser_that_takes_sigma(tmp_path):
@@ -182,12 +229,5 @@ def test_a_denoiser_that_takes_sigma(tmp_path):
     relu = next(i for i, m in enumerate(net.body) if isinstance(m, nn.ReLU))
     with torch.no_grad():
         net.body[relu - 1].bias[0] = -1e4
-    recipe = dataclasses.replace(SMALL, steps=2, revive_at=(1,), learning_rate=1e-6)
-    fit(SegAwareWrapper(net, ()), images(), recipe, tmp_path, progress=False)
+    fit(SegAwareWrapper(net, ()), images(), dataclasses.replace(SMALL, steps=2, renew=True, learning_rate=1e-6), tmp_path, progress=False)
     assert net.body[relu - 1].bias[0].abs() < 1
-
-
-@pytest.mark.parametrize("at", [(12,), (-1,), (0.5,)])
-def test_steps_that_are_none(at):
-    with pytest.raises(TrainingError, match="revive_at .* whole steps from 0 to 11"):
-        dataclasses.replace(SMALL, revive_at=at)

@@ -1,0 +1,193 @@
+"""Make a trained network fit to be trained further: channels of one scale, and no dead ones.
+
+A high rate of learning leaves two things behind that later training cannot mend. Scales drift apart,
+for a ReLU passes any factor on and the next layer takes it back: the middle of a DnCNN trained so gave
+20,000 where its ends gave 1, and a step of Adam, which knows no scale, was a tenth of one weight and
+nothing to another. And channels die: their ReLU lets nothing through any more, so no gradient
+reaches them; of the 1,216 of that DnCNN a fifth.
+
+Neither is a matter of what the network computes, which stays the same here. The scales of channels are
+set as at a start (each of unit spread before its ReLU, rows of convolutions before a normalisation as Kaiming's
+initialisation has them, factors moved into the next layer). A dead channel gets new weights on its way
+in and zeros on its way out, as in ReDo (Sokar et al., "The Dormant Neuron Phenomenon in Deep
+Reinforcement Learning", ICML 2023, algorithm 1); there a threshold on the mean activation makes a
+channel dormant, here only one that is never active on the images given is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["renew"]
+
+#: Batches that tell the statistics of the new channels, taken as one.
+_TOGETHER = 8
+
+
+class _Moments:
+    """Mean, variance and largest value of each channel over all that a layer is given."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.squares, self.peak = 0, torch.zeros(()), torch.zeros(()), torch.tensor(-math.inf)
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].double()
+        self.count += x.numel() // x.shape[1]
+        self.sum = self.sum.to(x) + x.sum((0, 2, 3))
+        self.squares = self.squares.to(x) + x.square().sum((0, 2, 3))
+        self.peak = torch.maximum(self.peak.to(x), x.amax((0, 2, 3)))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    @property
+    def var(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+
+
+@dataclass
+class _Link:
+    """A convolution, the normalisation after it if there is one, a ReLU and the convolution that reads it."""
+
+    source: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    relu: nn.ReLU
+    reader: nn.Conv2d
+    before_norm: _Moments = field(default_factory=_Moments)
+    before_relu: _Moments = field(default_factory=_Moments)
+
+
+@torch.no_grad()
+def renew(network: nn.Module, batches: Sequence[tuple[Tensor | None, ...]], generator: torch.Generator) -> int:
+    """Set the scales of a network's channels anew and begin its dead ones; what it computes does not change.
+
+    Looked at are the chains Conv2d - (BatchNorm2d) - ReLU - Conv2d inside ``nn.Sequential``, as in
+    DnCNN and FFDNet. A channel is dead if its ReLU lets nothing through on ``batches``. New weights are
+    Kaiming's normal ones; their normalisation gets the statistics of the first eight batches, the
+    scale of its neighbours and no shift. The statistics of all normalisations are those of ``batches`` afterwards.
+
+    Args:
+        network: as it is to be called: statistics in use (of the batch, or fixed) are taken as they are.
+        batches: arguments of the network, e.g. ``(noisy,)`` or ``(noisy, sigma)``.
+        generator: on the CPU; of the new weights.
+
+    Returns:
+        How many channels began anew.
+    """
+    links = list(_links(network))
+    hooks = [link.relu.register_forward_pre_hook(link.before_relu) for link in links]
+    hooks += [link.norm.register_forward_pre_hook(link.before_norm) for link in links if link.norm is not None]
+    with _hooked(hooks):
+        for batch in batches:
+            network(*batch)
+
+    for link in links:
+        _rescale(link)
+
+    hooks, born = [], 0
+    for link in links:
+        dead = torch.nonzero(link.before_relu.peak <= 0).flatten()
+        if len(dead):
+            born += len(dead)
+            _draw(link.source, dead, generator)
+            link.reader.weight[:, dead] = 0
+            if link.norm is not None:
+                hooks.append(link.norm.register_forward_pre_hook(_normalise(dead)))
+    if hooks:
+        with _hooked(hooks):  # from the first layer on, each sees what the new ones before it give
+            network(*_joined(batches[:_TOGETHER]))
+    return born
+
+
+def _links(network: nn.Module) -> Iterator[_Link]:
+    for chain in network.modules():
+        if not isinstance(chain, nn.Sequential):
+            continue
+        layers = list(chain)
+        for i, source in enumerate(layers):
+            rest = layers[i + 1 :]
+            norm = rest[0] if rest and isinstance(rest[0], nn.BatchNorm2d) and rest[0].affine else None
+            relu, reader = (rest[norm is not None :] + [None, None])[:2]
+            if _plain(source) and isinstance(relu, nn.ReLU) and _plain(reader):
+                yield _Link(source, norm, relu, reader)
+
+
+def _plain(layer: object) -> TypeGuard[nn.Conv2d]:
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1
+
+
+def _spread(weight: Tensor) -> float:
+    """Of Kaiming's normal initialisation."""
+    return math.sqrt(2 / weight[0].numel())
+
+
+def _rescale(link: _Link) -> None:
+    """Unit spread before the ReLU; the factor goes into the reader."""
+    source, norm = link.source, link.norm
+    spread = link.before_relu.var.sqrt()
+    spread = torch.where(spread > 1e-12, spread, 1.0)
+    if norm is None:
+        grow = 1 / spread
+    else:
+        length = source.weight.flatten(1).double().norm(dim=1)
+        grow = torch.where(length > 1e-12, _spread(source.weight) * math.sqrt(source.weight[0].numel()) / length, 1.0)
+        mean, var = link.before_norm.mean, link.before_norm.var
+        if norm.running_mean is None or norm.running_var is None or norm.training:
+            norm.weight.copy_(norm.weight / spread)
+            norm.bias.copy_(norm.bias / spread)
+        else:
+            slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+            norm.bias.copy_((slope * (mean - norm.running_mean) + norm.bias) / spread)
+            norm.weight.copy_(slope / (grow * spread) * (var * grow**2 + norm.eps).sqrt())
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(mean * grow)
+            norm.running_var.copy_(var * grow**2)
+    source.weight *= grow.to(source.weight)[:, None, None, None]
+    if source.bias is not None:
+        source.bias *= grow
+    link.reader.weight *= spread.to(link.reader.weight)[None, :, None, None]
+
+
+def _draw(source: nn.Conv2d, dead: Tensor, generator: torch.Generator) -> None:
+    weight = source.weight
+    new = torch.randn((len(dead), *weight.shape[1:]), generator=generator) * _spread(weight)
+    weight[dead] = new.to(weight)
+    if source.bias is not None:
+        source.bias[dead] = 0
+
+
+def _normalise(dead: Tensor) -> Callable[..., None]:
+    """A hook that fits a normalisation's entries for the channels ``dead`` to what comes in."""
+
+    def hook(norm: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
+        seen = args[0][:, dead].float()
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean[dead] = seen.mean((0, 2, 3)).to(norm.running_mean)
+            norm.running_var[dead] = seen.var((0, 2, 3)).to(norm.running_var)
+        alive = torch.ones_like(norm.weight, dtype=torch.bool)
+        alive[dead] = False
+        norm.weight[dead] = norm.weight[alive].abs().median() if alive.any() else 1.0
+        norm.bias[dead] = 0
+
+    return hook
+
+
+def _joined(batches: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+    return [None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True)]  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _hooked(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
