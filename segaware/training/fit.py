@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from segaware.inference.memory import keep_pages
 from segaware.metrics import psnr
 from segaware.training import checkpoint
 from segaware.training.average import Average
+from segaware.training.batch_norm import batch_norms, measure
 from segaware.training.data import Batch, Patches, as_float, check_readable, degrade, open_images
 from segaware.training.log import Log, gradient_norms, not_finite
-from segaware.training.muon import Muon, inner_matrices
+from segaware.training.optimizer import make_optimizer
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
 from segaware.training.renew import renew
@@ -139,7 +141,7 @@ class _Run:
 
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         wrapper.to(self.device).to(memory_format=self.format)
-        self.optimizer = _optimizer(wrapper, recipe)
+        self.optimizer = make_optimizer(wrapper, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         # fit's own, for accelerate's could not be switched off for the last steps; bfloat16 needs none
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.lower == torch.float16)
@@ -261,33 +263,25 @@ class _Run:
         self._seed()
         self.wrapper.train()
         if self.step >= self.recipe.steps - self.recipe.fixed_norm_steps:
-            for module in _batch_norms(self.wrapper):
+            for module in batch_norms(self.wrapper):
                 module.eval()
 
     def _seed(self) -> None:
         # dropout and the like: a function of the step, so that a resumed run draws the same
         torch.manual_seed(((self.recipe.seed * 1_000_003 + self.step) * 65_537 + self.accelerator.process_index) % 2**63)
 
-    @torch.no_grad()
-    def measure_batch_norm(self) -> None:
-        """Replace running statistics, which lag behind the weights, by those of the coming batches."""
-        norms = _batch_norms(self.wrapper)
-        if not norms:
-            return
-        momenta = [module.momentum for module in norms]
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # a plain mean over all batches
-        self._seed()
-        self.wrapper.train()
+    def _coming(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What the denoiser is given in the next steps."""
         for step in range(self.step, min(self.step + _MEASURED, self.recipe.steps)):
             batch = self.patches[step]
-            noisy = batch.noisy.to(self.device, memory_format=self.format)
-            self.wrapper(noisy, batch.sigma.to(self.device) if self.wrapper.takes_sigma else None)
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-            for statistic in (module.running_mean, module.running_var):
-                statistic.copy_(self.accelerator.reduce(statistic, reduction="mean"))  # over the processes
+            sigma = batch.sigma.to(self.device) if self.wrapper.takes_sigma else None
+            yield batch.noisy.to(self.device, memory_format=self.format), sigma
+
+    def measure_batch_norm(self) -> None:
+        """Fix the running statistics of the coming batches, over all processes."""
+        self._seed()
+        for statistic in measure(self.wrapper, self._coming()):
+            statistic.copy_(self.accelerator.reduce(statistic, reduction="mean"))
         self.average.take_buffers()
 
     @torch.no_grad()
@@ -295,12 +289,7 @@ class _Run:
         """Scales set anew and dead channels begun, by the coming batches; the other processes take the first one's over."""
         self._ready()
         if self.main:
-            coming = [self.patches[step] for step in range(min(_MEASURED, self.recipe.steps))]
-            arguments = [
-                (batch.noisy.to(self.device, memory_format=self.format), batch.sigma.to(self.device) if self.wrapper.takes_sigma else None)
-                for batch in coming
-            ]
-            renew(self.wrapper, arguments, torch.Generator().manual_seed(self.recipe.seed))
+            renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
@@ -380,24 +369,6 @@ def _accelerator() -> Any:
     alone = "LOCAL_RANK" not in os.environ or torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
     # precision is fit's own business, since it changes for the last steps
     return Accelerator(mixed_precision="no", cpu=not alone)
-
-
-def _optimizer(wrapper: SegAwareWrapper, recipe: Recipe) -> torch.optim.Optimizer:
-    params = [p for p in wrapper.parameters() if p.requires_grad]
-    if not params:
-        raise TrainingError("the denoiser has no trainable parameters; set requires_grad_(True) on those to train")
-    if recipe.optimizer == "muon":
-        matrices = inner_matrices(wrapper, wrapper.info.channels)
-        chosen = {id(p) for p in matrices}
-        rate = recipe.matrix_learning_rate or 2 * recipe.learning_rate
-        others = [p for p in params if id(p) not in chosen]
-        return Muon(matrices, others, lr=rate, other_lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(params, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-
-def _batch_norms(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
 
 def _same(saved: dict[str, Any], setting: dict[str, Any], recipe: Recipe, step: int, out: Path) -> None:
