@@ -25,6 +25,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from segaware.errors import TrainingError
+
 __all__ = ["renew"]
 
 #: Batches that tell the statistics of the new channels, taken as one.
@@ -81,8 +83,16 @@ def renew(network: nn.Module, batches: Sequence[tuple[Tensor | None, ...]], gene
 
     Returns:
         How many channels began anew.
+
+    Raises:
+        TrainingError: there is no such chain, or the network does more with its layers than the chain says, so that
+            it would compute something else; it is then as it was.
     """
     links = list(_links(network))
+    if not links:
+        raise TrainingError("renew: the denoiser has no chain of Conv2d, BatchNorm2d, ReLU and Conv2d in an nn.Sequential; leave renew out")
+    saved = {key: value.clone() for key, value in network.state_dict().items()}
+    before = network(*batches[0])
     hooks = [link.relu.register_forward_pre_hook(link.before_relu) for link in links]
     hooks += [link.norm.register_forward_pre_hook(link.before_norm) for link in links if link.norm is not None]
     with _hooked(hooks):
@@ -104,6 +114,9 @@ def renew(network: nn.Module, batches: Sequence[tuple[Tensor | None, ...]], gene
     if hooks:
         with _hooked(hooks):  # from the first layer on, each sees what the new ones before it give
             network(*_joined(batches[:_TOGETHER]))
+    if not (network(*batches[0]) - before).abs().max() <= 0.01 * before.abs().max():
+        network.load_state_dict(saved)
+        raise TrainingError("renew: the denoiser would compute something else, its layers serve elsewhere too; leave renew out")
     return born
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segaware import DnCNN, FFDNet, SegAwareWrapper
+from segaware.errors import TrainingError
 from segaware.training import Recipe, fit
 from segaware.training.renew import renew
 
@@ -175,7 +176,7 @@ def test_batch_statistics_serve_as_well():
     assert dead(net) == 0
 
 
-def test_networks_it_cannot_look_into_are_left_alone():
+def test_networks_it_cannot_look_into_are_refused():
     class Opaque(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,8 +187,26 @@ def test_networks_it_cannot_look_into_are_left_alone():
 
     for net in (Opaque(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False), nn.ReLU(), nn.Conv2d(3, 3, 1))):
         before = copy.deepcopy(net.eval().state_dict())
-        assert renew(net, batches(), draw()) == 0
+        with pytest.raises(TrainingError, match="no chain .* leave renew out"):
+            renew(net, batches(), draw())
         assert same(net.state_dict(), before)
+
+
+def test_layers_that_serve_elsewhere_too_stay_as_they_were():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+        def forward(self, x):
+            return self.body(x) + self.body[0](x)[:, :3]
+
+    torch.manual_seed(0)
+    net = Shared()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(TrainingError, match="serve elsewhere"):
+        renew(net, batches(), draw())
+    assert same(net.state_dict(), before)
 
 
 def test_all_channels_of_a_layer_dead():
