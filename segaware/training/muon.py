@@ -38,7 +38,6 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     x = functional.hardshrink(x, _NOTHING)
-    x = functional.hardshrink(x, _NOTHING)
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
