@@ -288,8 +288,8 @@ class _Run:
     def renew(self) -> None:
         """Scales set anew and dead channels begun, by the coming batches; the other processes take the first one's over."""
         self._ready()
-        if self.main:
-            renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
+        # on every process, so that what is refused is refused on all and none waits for the others
+        renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
