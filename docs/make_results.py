@@ -10,6 +10,9 @@ About four hours on one processor core. What is measured stays in ``--work``: a 
 ``--only cbsd68`` beside ``--only camvid`` uses two cores. Every figure, interval and paired difference goes from
 there into docs/data/results-*.json.gz, and the page is written from those alone: ``--only page`` measures nothing,
 and without a ``--work`` folder it writes the page again from the kept figures.
+
+``--again dncnn-blind --beside liu-blind segaware-blind``, after more training of one of ours, measures it beside a few
+others alone and lays its figures over the kept ones; the others must come out as they are kept.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ from pathlib import Path
 
 from by_hand import kept
 from PIL import Image
+from results_again import lay_over, said
 
 from segaware.entries import read_config, shipped_folder, shipped_names
 from segaware.errors import SegawareError
 from segaware.evaluation.figures import fidelity_task, levels, png, strip
 from segaware.evaluation.pictures import Pictures
 from segaware.evaluation.protocol import Noise, Protocol
-from segaware.evaluation.report import about, how_to_read, table, write_report
+from segaware.evaluation.report import about, how_to_read, read_report, table, write_report
 from segaware.evaluation.results import Results
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.significance import Comparison
@@ -82,8 +86,10 @@ def measure(which, args):
             shown[0] = done
             print(f"{which}: {done} of {total} cells, {what}", flush=True)
 
+    wanted = [*args.again, *args.beside]
+    specs = [spec for spec in contestants(args.authors) if not args.again or spec.partition("=")[0] in wanted]
     results = evaluate(
-        source, contestants(args.authors), protocol, judges=judges(), out=args.work / which,
+        source, specs, protocol, judges=judges(), out=args.work / which,
         pictures=[name for name in pictures if name in {item.name for item in source}], progress=progress,
     )  # fmt: skip
     write_report(results, args.work / which, ("json", "html"))
@@ -163,8 +169,14 @@ def keep_figures(which, args):
     """What the tables are made of, without the confusion matrices of each image: docs/data/results-WHICH.json.gz."""
     report = json.loads((args.work / which / "report.json").read_text(encoding="utf-8"))
     figures = _short({key: value for key, value in report.items() if key not in ("rows", "command")})
+    path = DOCS / "data" / f"results-{which}.json.gz"
+    left = {spec.partition("=")[0] for spec in contestants(args.authors)} - {c["name"] for c in report["contestants"]}
+    if left and not args.again:
+        raise SystemExit(f"error: {args.work / which}: {min(left)} was not measured there; if only some were meant to be, name them in --again and --beside")
+    if args.again:
+        figures = _short(lay_over(_record(path), figures, read_report(args.work / which), args.again))
     text = json.dumps(figures, separators=(",", ":"))
-    (DOCS / "data" / f"results-{which}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def _short(value):
@@ -178,10 +190,7 @@ def _short(value):
 
 def kept_figures(which):
     """The summary of a set as :func:`keep_figures` left it."""
-    path = DOCS / "data" / f"results-{which}.json.gz"
-    if not path.is_file():
-        raise SystemExit(f"error: {path}: not there; measure first, without --only page")
-    record = json.loads(gzip.decompress(path.read_bytes()))
+    record = _record(DOCS / "data" / f"results-{which}.json.gz")
     results = Results(
         protocol=Protocol.from_dict(record["protocol"]), source=record["source"], images=record["images"],
         contestants=record["contestants"], judges=record["judges"], environment=record["environment"],
@@ -196,6 +205,16 @@ def kept_figures(which):
         numbers = {key: _number(found[key]) for key in ("difference", "low", "high", "p", "p_holm")}
         summary.comparisons.setdefault((measure, noise), []).append(Comparison(**{**found, **numbers}))
     return summary
+
+
+def _record(path):
+    if not path.is_file():
+        raise SystemExit(f"error: {path}: not there; measure first, without --only page")
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def _again(which):
+    return _record(DOCS / "data" / f"results-{which}.json.gz").get("again", [])
 
 
 def _number(value):
@@ -242,7 +261,7 @@ def page(args):
     figure = fidelity_task(camvid)
     if figure is not None:
         out += [f"![PSNR across, mIoU up, a panel a judge; bars are intervals over blocks of frames, which all methods share]({save(figure, 'results-fidelity-task.png')})", ""]
-    out += ["## CamVid val", "", *about(camvid), "", *section(camvid, ("psnr", "ssim", "miou", "consistency"), noises)]
+    out += ["## CamVid val", "", *about(camvid), "", *said(_again("camvid")), *section(camvid, ("psnr", "ssim", "miou", "consistency"), noises)]
     out += ["### Do no harm: clean frames through the denoiser", ""]
     harm = [m for m in camvid.results.measures if m.key.partition(":")[0] in ("psnr", "changed")]
     out += [grid(table(camvid, harm, ["clean"])), ""]
@@ -252,7 +271,7 @@ def page(args):
     place = save(picture, "results-strip.jpg") if picture is not None else "images/results-strip.jpg"
     if (DOCS / place).is_file():  # without the measured pictures the strip stays as it was drawn
         out += [f"![Frame {frame} at sigma 50: noisy, by each method, clean; what {judge} sees]({place})", ""]
-    out += ["## CBSD68", "", *about(cbsd), "", *section(cbsd, ("psnr", "ssim", "niqe", "consistency"), noises)]
+    out += ["## CBSD68", "", *about(cbsd), "", *said(_again("cbsd68")), *section(cbsd, ("psnr", "ssim", "niqe", "consistency"), noises)]
     out += ["## How to read this", "", *(f"- {line}" for line in how_to_read(camvid))]
     out += [f"- {line}" for line in how_to_read(cbsd) if line not in how_to_read(camvid)]
     (DOCS / "results.md").write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
@@ -266,6 +285,8 @@ def parse(argv):
     p.add_argument("--authors", type=Path, help="folder of the authors' checkpoints")
     p.add_argument("--work", type=Path, default=Path("results-work"), help="what was measured is kept here")
     p.add_argument("--only", choices=("cbsd68", "camvid", "page"))
+    p.add_argument("--again", nargs="+", default=[], metavar="NAME", help="measure these of the kept ones again, and no other but --beside")
+    p.add_argument("--beside", nargs="+", default=[], metavar="NAME", help="measure these too, to compare --again with")
     p.add_argument("--limit", type=int, help="only the first images of each set: a try")
     return p.parse_args(argv)
 

@@ -1,5 +1,6 @@
 """docs/make_results.py: the page says what its kept figures say, and both what was measured."""
 
+import gzip
 import importlib.util
 import json
 import math
@@ -48,7 +49,9 @@ def pictures(folder, names, side):
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
 
 
-def test_from_images_to_a_page(make, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def arguments(make, tmp_path, monkeypatch):
+    """Small stand-ins for both sets and the judges."""
     pictures(tmp_path / "cbsd68", "ab", 200)
     pictures(tmp_path / "camvid/val", ["f0", "f1"], 32)
     (tmp_path / "camvid/valannot").mkdir()
@@ -58,7 +61,10 @@ def test_from_images_to_a_page(make, tmp_path, monkeypatch, capsys):
     judge = HRNetSegmenter(11, width=2, modules=(1, 1, 1), blocks=1, bottlenecks=1, class_names=CAMVID_CLASSES).eval()
     monkeypatch.setattr(make, "judges", lambda: [judge])
     monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "nlm+0.06"])
-    arguments = ["--cbsd68", str(tmp_path / "cbsd68"), "--camvid", str(tmp_path / "camvid"), "--work", str(tmp_path / "work")]
+    return ["--cbsd68", str(tmp_path / "cbsd68"), "--camvid", str(tmp_path / "camvid"), "--work", str(tmp_path / "work")]
+
+
+def test_from_images_to_a_page(make, tmp_path, arguments, capsys):
     make.main(arguments)
     capsys.readouterr()
 
@@ -79,3 +85,51 @@ def test_from_images_to_a_page(make, tmp_path, monkeypatch, capsys):
 def test_nothing_kept(make):
     with pytest.raises(SystemExit, match="results-cbsd68.json.gz: not there; measure first"):
         make.main(["--only", "page", "--work", "nowhere"])
+
+
+def record(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_one_measured_again_beside_all_gives_what_measuring_all_gives(make, tmp_path, arguments, monkeypatch, capsys):
+    make.main(arguments)
+    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm=nlm+0.03", "nlm+0.06"])
+    make.main([*arguments[:-1], str(tmp_path / "again"), "--again", "nlm", "--beside", "nlm+0.06"])
+    laid = {which: record(tmp_path / f"docs/data/results-{which}.json.gz") for which in ("camvid", "cbsd68")}
+    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    make.main([*arguments[:-1], str(tmp_path / "all")])
+    for which, found in laid.items():
+        asked = record(tmp_path / f"docs/data/results-{which}.json.gz")
+        assert found.pop("again") == [{"names": ["nlm"], "beside": ["noisy", "nlm+0.06"], "unknown": []}]
+        assert found["summary"] == asked["summary"]
+        pairs = [{(p["measure"], p["noise"], p["first"], p["second"]): p for p in one["comparisons"]} for one in (found, asked)]
+        assert pairs[0].keys() == pairs[1].keys()
+        for place, pair in pairs[0].items():
+            asked_p = pairs[1][place].pop("p_holm")  # made from p as kept, of six digits
+            laid_p = pair.pop("p_holm")
+            assert pair == pairs[1][place] and (laid_p == asked_p or laid_p == pytest.approx(asked_p, rel=1e-5))
+    assert "nlm was measured again, beside noisy, nlm+0.06" in page
+    assert "measured again" not in (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+
+
+def test_one_measured_again_beside_some(make, tmp_path, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "weak=nlm+0.3", "far=nlm+0.6"])
+    make.main(arguments)
+    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "weak=nlm+0.35", "far=nlm+0.6"])
+    some = [*arguments[:-1], str(tmp_path / "again"), "--only", "cbsd68", "--again", "weak", "--beside", "nlm"]
+    make.main(some)
+    make.main([*some[:-6], "--only", "page", *some[-4:]])
+    found = make.kept_figures("cbsd68")
+    assert found.comparison("psnr", "sigma 15", "weak", "nlm") and found.comparison("psnr", "sigma 15", "nlm", "far")
+    assert found.comparison("psnr", "sigma 15", "weak", "far") is None
+    kept = (tmp_path / "docs/data/results-cbsd68.json.gz").read_bytes()
+    for words, change in (
+        ("far was not measured there; if only some were meant to be", ["--only", "page"]),
+        ("strange is not among the kept figures", ["--again", "strange", "--beside", "nlm"]),
+        ("nlm, psnr at sigma 15: .* is another", ["--again", "weak", "--beside", "nlm"]),
+    ):
+        now = ["noisy", "nlm=nlm+0.1" if words.startswith("nlm,") else "nlm", "weak=nlm+0.35", "far=nlm+0.6", "strange=nlm+0.2"]
+        monkeypatch.setattr(make, "contestants", lambda authors, now=now: now if "strange" in words else now[:-1])  # noqa: B023
+        with pytest.raises(SystemExit, match=words):
+            make.main([*arguments[:-1], str(tmp_path / "again"), *change])
+        assert (tmp_path / "docs/data/results-cbsd68.json.gz").read_bytes() == kept
