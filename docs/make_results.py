@@ -23,6 +23,7 @@ import io
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 
 from by_hand import kept
@@ -210,7 +211,10 @@ def kept_figures(which):
 def _record(path):
     if not path.is_file():
         raise SystemExit(f"error: {path}: not there; measure first, without --only page")
-    return json.loads(gzip.decompress(path.read_bytes()))
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise SystemExit(f"error: {path}: damaged ({error}); take it from git again, or measure without --only page") from error
 
 
 def _again(which):

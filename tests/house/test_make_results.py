@@ -82,6 +82,14 @@ def test_from_images_to_a_page(make, tmp_path, arguments, capsys):
     assert str(tmp_path) not in json.dumps([kept.results.source, kept.results.environment])
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-40], lambda whole: b"none", lambda whole: gzip.compress(b"{")])
+def test_damaged_figures(make, tmp_path, damage):
+    whole = (DOCS / "data/results-cbsd68.json.gz").read_bytes()
+    (tmp_path / "docs/data/results-cbsd68.json.gz").write_bytes(damage(whole))
+    with pytest.raises(SystemExit, match="results-cbsd68.json.gz: damaged .*take it from git again"):
+        make.main(["--only", "page", "--work", "nowhere"])
+
+
 def test_nothing_kept(make):
     with pytest.raises(SystemExit, match="results-cbsd68.json.gz: not there; measure first"):
         make.main(["--only", "page", "--work", "nowhere"])
