@@ -42,8 +42,11 @@ def said(records: list[dict]) -> list[str]:
         names, beside = ", ".join(one["names"]), ", ".join(one["beside"])
         line = f"After more training {names} was measured again, beside {beside}, and is compared with these alone."
         if one["unknown"]:
-            places = "; ".join(f"{measure} at {noise} ({lead} leads)" for measure, noise, _, lead in one["unknown"])
-            line += f" Whether it is level with the leader was not looked at for {places}."
+            places: dict[tuple[str, str], list[str]] = {}
+            for measure, noise, _, lead in one["unknown"]:
+                places.setdefault((measure, lead), []).append(noise)
+            words = "; ".join(f"{measure} at {', '.join(noises)} ({lead} leads)" for (measure, lead), noises in places.items())
+            line += f" Whether it is level with the leader was not looked at for {words}."
         out += [line, ""]
     return out
 
@@ -91,6 +94,7 @@ def _mark(entries: dict, old: dict, results, again: list[str]) -> list[tuple[str
         (count, lead), (_, before) = leader(entries), leader(old)
         if count < 2 or math.isnan(_number(entries[key, noise, lead]["low"])):
             continue  # nobody to lead, or too few images to say so
+        shown = measure.major or measure.key.startswith("changed:")  # in a table of the page
         level = 1 - (1 - results.protocol.level) / (count - 1)
         names = [n for k, at, n in entries if (k, at) == (key, noise) and n != lead and not (at == "clean" and n == "noisy")]
         if lead != before or lead in again:
@@ -102,9 +106,14 @@ def _mark(entries: dict, old: dict, results, again: list[str]) -> list[tuple[str
         level_with = {name: _level(results, measure, noise, entries, lead, name, level, weights) for name in asked}
         if lead != before or lead in again:
             missing = [name for name, found in level_with.items() if found is None]
+            if missing and not shown:  # so nobody is marked
+                for name in [lead, *names]:
+                    entries[key, noise, name] = {**entries[key, noise, name], "mark": ""}
+                continue
             if missing:
                 raise SystemExit(f"error: {lead} leads {measure.title} at {noise} now; measure {missing[0]} and {lead} beside it too")
-        unknown += [(measure.title, noise, name, lead) for name, found in level_with.items() if found is None]
+        if shown:
+            unknown += [(measure.title, noise, name, lead) for name, found in level_with.items() if found is None]
         tied = {name for name in names if level_with.get(name, entries[key, noise, name]["mark"] == "tied")}
         for name in [lead, *names]:
             mark = ("tied" if tied else "best") if name == lead else "tied" if name in tied else ""
