@@ -94,7 +94,7 @@ def _mark(entries: dict, old: dict, results, again: list[str]) -> list[tuple[str
         (count, lead), (_, before) = leader(entries), leader(old)
         if count < 2 or math.isnan(_number(entries[key, noise, lead]["low"])):
             continue  # nobody to lead, or too few images to say so
-        shown = measure.major or measure.key.startswith("changed:")  # in a table of the page
+        shown = measure.key.partition(":")[0] in ("psnr", "changed") if noise == "clean" else measure.major  # on the page
         level = 1 - (1 - results.protocol.level) / (count - 1)
         names = [n for k, at, n in entries if (k, at) == (key, noise) and n != lead and not (at == "clean" and n == "noisy")]
         if lead != before or lead in again:
