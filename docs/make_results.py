@@ -297,6 +297,12 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    names = [spec.partition("=")[0] for spec in contestants(args.authors)]
+    strange = [name for name in (*args.again, *args.beside) if name not in names]
+    if strange:
+        raise SystemExit(f"error: {strange[0]}: not one of {', '.join(names)} (the authors' need --authors)")
+    if args.beside and not args.again:
+        raise SystemExit("error: --beside: name in --again what was trained on")
     for which in ("cbsd68", "camvid"):
         if args.only in (None, which):
             if getattr(args, which) is None:

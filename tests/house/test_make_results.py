@@ -99,6 +99,7 @@ def record(path):
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
+@pytest.mark.slow
 def test_one_measured_again_beside_all_gives_what_measuring_all_gives(make, tmp_path, arguments, monkeypatch, capsys):
     make.main(arguments)
     monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm=nlm+0.03", "nlm+0.06"])
@@ -120,6 +121,7 @@ def test_one_measured_again_beside_all_gives_what_measuring_all_gives(make, tmp_
     assert "measured again" not in (tmp_path / "docs/results.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_one_measured_again_beside_some(make, tmp_path, arguments, monkeypatch, capsys):
     monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "weak=nlm+0.3", "far=nlm+0.6"])
     make.main(arguments)
@@ -133,6 +135,9 @@ def test_one_measured_again_beside_some(make, tmp_path, arguments, monkeypatch, 
     kept = (tmp_path / "docs/data/results-cbsd68.json.gz").read_bytes()
     for words, change in (
         ("far was not measured there; if only some were meant to be", ["--only", "page"]),
+        ("nobody: not one of noisy, nlm, weak, far", ["--again", "nobody", "--beside", "nlm"]),
+        ("nobody: not one of", ["--again", "weak", "--beside", "nobody"]),
+        ("--beside: name in --again", ["--beside", "nlm"]),
         ("strange is not among the kept figures", ["--again", "strange", "--beside", "nlm"]),
         ("nlm, psnr at sigma 15: .* is another", ["--again", "weak", "--beside", "nlm"]),
     ):
