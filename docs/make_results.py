@@ -26,6 +26,7 @@ import sys
 import zlib
 from pathlib import Path
 
+from awareness_record import num
 from by_hand import kept
 from PIL import Image
 from results_again import lay_over, said
@@ -198,12 +199,12 @@ def kept_figures(which):
     )  # fmt: skip
     summary = Summary(results)
     for found in record["summary"]:
-        numbers = {key: _number(found[key]) for key in ("value", "low", "high")}
-        entry = Entry(**{**found, **numbers, "per_class": tuple(_number(v) for v in found["per_class"])})
+        numbers = {key: num(found[key]) for key in ("value", "low", "high")}
+        entry = Entry(**{**found, **numbers, "per_class": tuple(num(v) for v in found["per_class"])})
         summary.entries[entry.measure, entry.noise, entry.contestant] = entry
     for found in record["comparisons"]:
         measure, noise = found.pop("measure"), found.pop("noise")
-        numbers = {key: _number(found[key]) for key in ("difference", "low", "high", "p", "p_holm")}
+        numbers = {key: num(found[key]) for key in ("difference", "low", "high", "p", "p_holm")}
         summary.comparisons.setdefault((measure, noise), []).append(Comparison(**{**found, **numbers}))
     return summary
 
@@ -219,11 +220,6 @@ def _record(path):
 
 def _again(which):
     return _record(DOCS / "data" / f"results-{which}.json.gz").get("again", [])
-
-
-def _number(value):
-    """JSON has neither NaN nor infinity: a report writes null and a word."""
-    return math.nan if value is None else float(value)
 
 
 def page(args):

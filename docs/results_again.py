@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 
+from awareness_record import num
+
 from segaware.evaluation.significance import compare, holm, resample
 
 #: Of a figure of the same network, measured on another machine.
-SAME = {"rel_tol": 1e-3, "abs_tol": 2e-4}
+SAME = {"rel_tol": 2e-4, "abs_tol": 2e-4}
 
 
 def lay_over(kept: dict, fresh: dict, results, again: list[str]) -> dict:
@@ -57,7 +59,9 @@ def _by_place(entries: list[dict]) -> dict[tuple[str, str, str], dict]:
 
 def _refuse_others(new: dict, old: dict, again: list[str]) -> None:
     for place, entry in new.items():
-        if place[2] not in again and not math.isclose(_number(entry["value"]), _number(old[place]["value"]), **SAME):
+        now, then = num(entry["value"]), num(old[place]["value"])
+        alike = math.isclose(now, then, **SAME) or math.isnan(now) and math.isnan(then)
+        if place[2] not in again and not alike:
             raise SystemExit(
                 f"error: {place[2]}, {place[0]} at {place[1]}: {entry['value']} where {old[place]['value']} is kept; it is another"
                 " network or another machine, so name it in --again too, or measure all"
@@ -73,7 +77,7 @@ def _pairs(kept: list[dict], fresh: list[dict], again: list[str]) -> list[dict]:
         families.setdefault((found["measure"], found["noise"]), []).append(found)
     out = []
     for family in families.values():
-        corrected = holm([_number(found["p"]) for found in family])
+        corrected = holm([num(found["p"]) for found in family])
         out += [{**found, "p_holm": None if math.isnan(p) else p} for found, p in zip(family, corrected, strict=True)]
     return out
 
@@ -88,11 +92,11 @@ def _mark(entries: dict, old: dict, results, again: list[str]) -> list[tuple[str
 
         def leader(record, measure=measure, noise=noise):
             here = [e for (k, n, name), e in record.items() if (k, n) == (measure.key, noise) and not (n == "clean" and name == "noisy")]
-            here = [e for e in here if math.isfinite(_number(e["value"]))]
+            here = [e for e in here if math.isfinite(num(e["value"]))]
             return len(here), max(here, key=lambda e: (e["n"], measure.better * e["value"]))["contestant"] if here else None
 
         (count, lead), (_, before) = leader(entries), leader(old)
-        if count < 2 or math.isnan(_number(entries[key, noise, lead]["low"])):
+        if count < 2 or math.isnan(num(entries[key, noise, lead]["low"])):
             continue  # nobody to lead, or too few images to say so
         shown = measure.key.partition(":")[0] in ("psnr", "changed") if noise == "clean" else measure.major  # on the page
         level = 1 - (1 - results.protocol.level) / (count - 1)
@@ -131,8 +135,3 @@ def _level(results, measure, noise, entries, lead, name, level, weights) -> bool
     ahead, behind = (entries[measure.key, noise, who] for who in (lead, name))
     apart = behind["high"] < ahead["low"] if measure.better > 0 else behind["low"] > ahead["high"]
     return False if apart else None
-
-
-def _number(value) -> float:
-    """JSON has neither NaN nor infinity: a report writes null and a word."""
-    return math.nan if value is None else float(value)
