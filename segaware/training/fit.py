@@ -288,11 +288,18 @@ class _Run:
     def renew(self) -> None:
         """Scales set anew and dead channels begun, by the coming batches; the other processes take the first one's over."""
         self._ready()
-        # on every process, so that what is refused is refused on all and none waits for the others
-        renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
+        refused: list[str | None] = [None]
+        try:
+            renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
+        except TrainingError as error:
+            refused = [str(error)]
         if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast
+            from accelerate.utils import broadcast, gather_object
 
+            refused = gather_object(refused)  # what one refuses all refuse, and none waits for it
+        for reason in filter(None, refused):
+            raise TrainingError(reason)
+        if self.accelerator.num_processes > 1:
             for tensor in (*self.wrapper.parameters(), *self.wrapper.buffers()):
                 tensor.copy_(broadcast(tensor))
         self.average.take_buffers()

@@ -442,6 +442,13 @@ net.body[3].weight.data[0], net.body[3].bias.data[0] = 0, -1
 recipe = dataclasses.replace(recipe, steps=2, measure_norm=False, renew=True)
 fit(SegAwareWrapper(net, ()), images(), recipe, out / "renewed", progress=False)
 assert net.body[3].weight[0] != 0
+# what the last process refuses all refuse
+def refuse(*_):
+    raise TrainingError("not this one")
+if os.environ.get("RANK", "1") == "1":
+    sys.modules["segaware.training.fit"].renew = refuse
+with pytest.raises(TrainingError, match="not this one"):
+    fit(SegAwareWrapper(DnCNN(depth=4, width=16), ()), images(), recipe, out / "refused", progress=False)
 torch.save(net.state_dict(), out / f"process-{{os.environ.get('RANK', '0')}}.pt")
 """
 

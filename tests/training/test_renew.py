@@ -166,14 +166,58 @@ def test_a_gradient_reaches_them_again():
     assert gradient()[2] > 0
 
 
-def test_batch_statistics_serve_as_well():
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_batch_statistics_serve_as_well(scale):
+    """Also where a variance is small beside the normalisation's eps, which then takes a part in what is computed."""
     net = partly_dead().train()
+    with torch.no_grad():
+        net.body[2].weight *= scale
     image = batches()[0][0]
     with torch.no_grad():
         expected = net(image)
         assert renew(net, batches(), draw()) == 5
-        torch.testing.assert_close(net(image), expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(net(image), expected, rtol=0, atol=1e-4)
     assert dead(net) == 0
+
+
+def test_one_relu_that_serves_everywhere():
+    torch.manual_seed(0)
+    relu = nn.ReLU(inplace=True)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), relu, nn.Conv2d(8, 4, 3, padding=1), relu, nn.Conv2d(4, 3, 3, padding=1))
+    with torch.no_grad():
+        net[2].bias[1] = -1e4
+        expected = net(batches()[0][0])
+        assert dead(net) == 1
+        assert renew(net, batches(), draw()) == 1
+        torch.testing.assert_close(net(batches()[0][0]), expected, rtol=0, atol=1e-6)
+    assert dead(net) == 0
+    outputs = [net[:2](torch.cat([b[0] for b in batches()])), net[:4](torch.cat([b[0] for b in batches()]))]
+    assert [out.shape[1] for out in outputs] == [8, 4]
+
+
+def test_dropout_is_silent_meanwhile():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Dropout(0.5), nn.ReLU(), nn.Conv2d(8, 3, 3)).train()
+    with torch.no_grad():
+        net[0].bias[0] = -1e4
+    assert renew(net, batches(), draw()) == 1
+    assert net.training and net[3].training
+
+
+def test_a_share_of_the_correction_is_no_rounding():
+    """Half a per cent of what the denoiser takes away, through a layer that serves elsewhere too."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+        def forward(self, x):
+            return x - 0.1 * (self.body(x) + 0.001 * self.body[0](x)[:, :3])
+
+    torch.manual_seed(0)
+    with pytest.raises(TrainingError, match="by 0.* of its largest correction.*serve elsewhere"):
+        renew(Shared(), batches(), draw())
 
 
 def test_networks_it_cannot_look_into_are_refused():
