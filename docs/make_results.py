@@ -6,13 +6,11 @@
 the folder with the U-SAID authors' three checkpoints (usaid-authors-DnCNN.pth, -SSAID.pth, -USAID.pth); they
 carry no licence and are not ours to give away: without the option they are left out, and the page says so.
 
-About four hours on one processor core. What is measured stays in ``--work``: a killed run goes on, and
-``--only cbsd68`` beside ``--only camvid`` uses two cores. Every figure, interval and paired difference goes from
-there into docs/data/results-*.json.gz, and the page is written from those alone: ``--only page`` measures nothing,
-and without a ``--work`` folder it writes the page again from the kept figures.
-
-``--again dncnn-blind --beside liu-blind segaware-blind``, after more training of one of ours, measures it beside a few
-others alone and lays its figures over the kept ones; the others must come out as they are kept.
+About four hours on one processor core. What is measured stays in ``--work``: a killed run goes on, after more
+training of one denoiser it alone is measured anew, and ``--only cbsd68`` beside ``--only camvid`` uses two cores. Every
+figure, interval and paired difference goes from there into docs/data/results-*.json.gz, and the page is written from
+those alone: ``--only page`` measures nothing, and without a ``--work`` folder it writes the page again from the kept
+figures. ``--limit 2`` is a try: it writes the reports in ``--work`` and leaves page and figures as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import gzip
 import io
 import json
 import math
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -29,7 +28,6 @@ from pathlib import Path
 from awareness_record import num
 from by_hand import kept
 from PIL import Image
-from results_again import lay_over, said
 
 from segaware.entries import read_config, shipped_folder, shipped_names
 from segaware.errors import SegawareError
@@ -88,10 +86,8 @@ def measure(which, args):
             shown[0] = done
             print(f"{which}: {done} of {total} cells, {what}", flush=True)
 
-    wanted = [*args.again, *args.beside]
-    specs = [spec for spec in contestants(args.authors) if not args.again or spec.partition("=")[0] in wanted]
     results = evaluate(
-        source, specs, protocol, judges=judges(), out=args.work / which,
+        source, contestants(args.authors), protocol, judges=judges(), out=args.work / which,
         pictures=[name for name in pictures if name in {item.name for item in source}], progress=progress,
     )  # fmt: skip
     write_report(results, args.work / which, ("json", "html"))
@@ -167,18 +163,26 @@ def save(figure, name):
     return f"images/{name}"
 
 
-def keep_figures(which, args):
-    """What the tables are made of, without the confusion matrices of each image: docs/data/results-WHICH.json.gz."""
-    report = json.loads((args.work / which / "report.json").read_text(encoding="utf-8"))
-    figures = _short({key: value for key, value in report.items() if key not in ("rows", "command")})
-    path = DOCS / "data" / f"results-{which}.json.gz"
-    left = {spec.partition("=")[0] for spec in contestants(args.authors)} - {c["name"] for c in report["contestants"]}
-    if left and not args.again:
-        raise SystemExit(f"error: {args.work / which}: {min(left)} was not measured there; if only some were meant to be, name them in --again and --beside")
-    if args.again:
-        figures = _short(lay_over(_record(path), figures, read_report(args.work / which), args.again))
-    text = json.dumps(figures, separators=(",", ":"))
-    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+def figures_of(which, args):
+    """What the tables of a set are made of, without the confusion matrices of each image."""
+    folder = args.work / which
+    missing = {spec.partition("=")[0] for spec in contestants(args.authors)} - set(read_report(folder).names)
+    if missing:
+        raise SystemExit(f"error: {folder}: {min(missing)} was not measured there; measure again, what is there stays")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return _short({key: value for key, value in report.items() if key not in ("rows", "command")})
+
+
+def keep_figures(measured):
+    """Write docs/data/results-WHICH.json.gz of all sets that were measured, each whole or not at all."""
+    for which, figures in measured.items():
+        path = DOCS / "data" / f"results-{which}.json.gz"
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(gzip.compress(json.dumps(figures, separators=(",", ":")).encode(), 9, mtime=0))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _short(value):
@@ -192,7 +196,16 @@ def _short(value):
 
 def kept_figures(which):
     """The summary of a set as :func:`keep_figures` left it."""
-    record = _record(DOCS / "data" / f"results-{which}.json.gz")
+    path = DOCS / "data" / f"results-{which}.json.gz"
+    if not path.is_file():
+        raise SystemExit(f"error: {path}: not there; measure first, without --only page")
+    try:
+        return _summary(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"error: {path}: damaged ({error}); take it from git again, or measure without --only page") from error
+
+
+def _summary(record):
     results = Results(
         protocol=Protocol.from_dict(record["protocol"]), source=record["source"], images=record["images"],
         contestants=record["contestants"], judges=record["judges"], environment=record["environment"],
@@ -209,19 +222,6 @@ def kept_figures(which):
     return summary
 
 
-def _record(path):
-    if not path.is_file():
-        raise SystemExit(f"error: {path}: not there; measure first, without --only page")
-    try:
-        return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise SystemExit(f"error: {path}: damaged ({error}); take it from git again, or measure without --only page") from error
-
-
-def _again(which):
-    return _record(DOCS / "data" / f"results-{which}.json.gz").get("again", [])
-
-
 def page(args):
     cbsd, camvid = kept_figures("cbsd68"), kept_figures("camvid")
     noises = [f"sigma {s}" for s in SIGMAS]
@@ -234,7 +234,8 @@ def page(args):
         " (in JSON: [CamVid](data/results-camvid.json.gz), [CBSD68](data/results-cbsd68.json.gz));"
         " only \"In short\" is written by hand, from them. Noise is white and Gaussian, neither clipped nor rounded;"
         " denoisers that need sigma are told it."
-        f" segaware {machine['segaware']}, torch {machine['torch']}, on {machine['device']}.", "",
+        f" Measuring takes about four hours of one core. segaware {machine['segaware']}, torch {machine['torch']}, on {machine['device']}."
+        + ("" if authors else " The checkpoints of U-SAID's authors were not there to be measured."), "",
         "Brackets are 95 % bootstrap intervals. Bold is best beyond a paired, corrected interval; ~ cannot be told from the best.", "",
     ]  # fmt: skip
     pairs = [(AUTHORS[2], PLAIN), (AUTHORS[1], PLAIN), (AUTHORS[2], AUTHORS[1])] if authors else []
@@ -261,17 +262,18 @@ def page(args):
     figure = fidelity_task(camvid)
     if figure is not None:
         out += [f"![PSNR across, mIoU up, a panel a judge; bars are intervals over blocks of frames, which all methods share]({save(figure, 'results-fidelity-task.png')})", ""]
-    out += ["## CamVid val", "", *about(camvid), "", *said(_again("camvid")), *section(camvid, ("psnr", "ssim", "miou", "consistency"), noises)]
+    out += ["## CamVid val", "", *about(camvid), "", *section(camvid, ("psnr", "ssim", "miou", "consistency"), noises)]
     out += ["### Do no harm: clean frames through the denoiser", ""]
     harm = [m for m in camvid.results.measures if m.key.partition(":")[0] in ("psnr", "changed")]
     out += [grid(table(camvid, harm, ["clean"])), ""]
     judge = camvid.results.judges[0]["name"]
     frame = FRAME if FRAME in camvid.results.images else camvid.results.images[0]
-    picture = strip(camvid, Pictures(args.work / "camvid"), frame, "sigma 50", judge)
-    place = save(picture, "results-strip.jpg") if picture is not None else "images/results-strip.jpg"
-    if (DOCS / place).is_file():  # without the measured pictures the strip stays as it was drawn
+    pictures, place = Pictures(args.work / "camvid"), "images/results-strip.jpg"
+    if all(pictures.load(pictures.image(frame, name, "sigma 50")) is not None for name in camvid.results.names):
+        place = save(strip(camvid, pictures, frame, "sigma 50", judge), "results-strip.jpg")
+    if (DOCS / place).is_file():  # without the measured pictures of all the strip stays as it was drawn
         out += [f"![Frame {frame} at sigma 50: noisy, by each method, clean; what {judge} sees]({place})", ""]
-    out += ["## CBSD68", "", *about(cbsd), "", *said(_again("cbsd68")), *section(cbsd, ("psnr", "ssim", "niqe", "consistency"), noises)]
+    out += ["## CBSD68", "", *about(cbsd), "", *section(cbsd, ("psnr", "ssim", "niqe", "consistency"), noises)]
     out += ["## How to read this", "", *(f"- {line}" for line in how_to_read(camvid))]
     out += [f"- {line}" for line in how_to_read(cbsd) if line not in how_to_read(camvid)]
     (DOCS / "results.md").write_text("\n".join(out).rstrip() + "\n", encoding="utf-8")
@@ -285,29 +287,20 @@ def parse(argv):
     p.add_argument("--authors", type=Path, help="folder of the authors' checkpoints")
     p.add_argument("--work", type=Path, default=Path("results-work"), help="what was measured is kept here")
     p.add_argument("--only", choices=("cbsd68", "camvid", "page"))
-    p.add_argument("--again", nargs="+", default=[], metavar="NAME", help="measure these of the kept ones again, and no other but --beside")
-    p.add_argument("--beside", nargs="+", default=[], metavar="NAME", help="measure these too, to compare --again with")
-    p.add_argument("--limit", type=int, help="only the first images of each set: a try")
+    p.add_argument("--limit", type=int, help="only the first images of each set: a try, which writes no page")
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args = parse(argv)
-    names = [spec.partition("=")[0] for spec in contestants(args.authors)]
-    strange = [name for name in (*args.again, *args.beside) if name not in names]
-    if strange:
-        raise SystemExit(f"error: {strange[0]}: not one of {', '.join(names)} (the authors' need --authors)")
-    if args.beside and not args.again:
-        raise SystemExit("error: --beside: name in --again what was trained on")
     for which in ("cbsd68", "camvid"):
         if args.only in (None, which):
             if getattr(args, which) is None:
                 raise SystemExit(f"error: --{which}: give the folder of the data")
             measure(which, args)
-    if args.only in (None, "page"):
-        for which in ("cbsd68", "camvid"):
-            if (args.work / which / "report.json").is_file():
-                keep_figures(which, args)
+    if args.only in (None, "page") and args.limit is None:
+        measured = [which for which in ("cbsd68", "camvid") if (args.work / which / "report.json").is_file()]
+        keep_figures({which: figures_of(which, args) for which in measured})
         page(args)
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from segaware import HRNetSegmenter
+from segaware.errors import EvaluationError
 from segaware.evaluation.report import read_report
 from segaware.evaluation.sources import CAMVID_CLASSES
 from segaware.evaluation.summary import summarise
@@ -82,7 +83,7 @@ def test_from_images_to_a_page(make, tmp_path, arguments, capsys):
     assert str(tmp_path) not in json.dumps([kept.results.source, kept.results.environment])
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-40], lambda whole: b"none", lambda whole: gzip.compress(b"{")])
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-40], lambda whole: b"none", lambda whole: gzip.compress(b"{"), lambda whole: gzip.compress(b"{}")])
 def test_damaged_figures(make, tmp_path, damage):
     whole = (DOCS / "data/results-cbsd68.json.gz").read_bytes()
     (tmp_path / "docs/data/results-cbsd68.json.gz").write_bytes(damage(whole))
@@ -95,54 +96,38 @@ def test_nothing_kept(make):
         make.main(["--only", "page", "--work", "nowhere"])
 
 
-def record(path):
-    return json.loads(gzip.decompress(path.read_bytes()))
+def test_a_try_writes_no_page(make, tmp_path, arguments, capsys):
+    make.main([*arguments, "--limit", "1"])
+    assert read_report(tmp_path / "work/cbsd68").images == ["a"]
+    assert not [path for path in (tmp_path / "docs").rglob("*") if path.is_file()]
 
 
-@pytest.mark.slow
-def test_one_measured_again_beside_all_gives_what_measuring_all_gives(make, tmp_path, arguments, monkeypatch, capsys):
+def test_what_was_not_measured_or_is_damaged_leaves_all_as_it_was(make, tmp_path, arguments, monkeypatch, capsys):
     make.main(arguments)
-    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm=nlm+0.03", "nlm+0.06"])
-    make.main([*arguments[:-1], str(tmp_path / "again"), "--again", "nlm", "--beside", "nlm+0.06"])
-    laid = {which: record(tmp_path / f"docs/data/results-{which}.json.gz") for which in ("camvid", "cbsd68")}
-    page = (tmp_path / "docs/results.md").read_text(encoding="utf-8")
-    make.main([*arguments[:-1], str(tmp_path / "all")])
-    for which, found in laid.items():
-        asked = record(tmp_path / f"docs/data/results-{which}.json.gz")
-        assert found.pop("again") == [{"names": ["nlm"], "beside": ["noisy", "nlm+0.06"], "unknown": []}]
-        assert found["summary"] == asked["summary"]
-        pairs = [{(p["measure"], p["noise"], p["first"], p["second"]): p for p in one["comparisons"]} for one in (found, asked)]
-        assert pairs[0].keys() == pairs[1].keys()
-        for place, pair in pairs[0].items():
-            asked_p = pairs[1][place].pop("p_holm")  # made from p as kept, of six digits
-            laid_p = pair.pop("p_holm")
-            assert pair == pairs[1][place] and (laid_p == asked_p or laid_p == pytest.approx(asked_p, rel=1e-5))
-    assert "nlm was measured again, beside noisy, nlm+0.06" in page
-    assert "measured again" not in (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    assert "checkpoints of U-SAID's authors were not there" in (tmp_path / "docs/results.md").read_text(encoding="utf-8")
+    before = {path: path.read_bytes() for path in (tmp_path / "docs").rglob("*") if path.is_file()}
+
+    def refused(words):
+        with pytest.raises((SystemExit, EvaluationError), match=words):
+            make.main([*arguments, "--only", "page"])
+        assert {path: path.read_bytes() for path in (tmp_path / "docs").rglob("*") if path.is_file()} == before
+
+    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "nlm+0.06", "far=nlm+0.6"])
+    make.main([*arguments, "--only", "cbsd68"])  # and not camvid
+    refused("camvid: far was not measured there")
+    report = tmp_path / "work/camvid/report.json"
+    report.write_bytes(report.read_bytes()[:-100])
+    refused("report.json: damaged")
 
 
-@pytest.mark.slow
-def test_one_measured_again_beside_some(make, tmp_path, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "weak=nlm+0.3", "far=nlm+0.6"])
+def test_the_strip_is_drawn_when_all_are_there(make, tmp_path, arguments, capsys):
     make.main(arguments)
-    monkeypatch.setattr(make, "contestants", lambda authors: ["noisy", "nlm", "weak=nlm+0.35", "far=nlm+0.6"])
-    some = [*arguments[:-1], str(tmp_path / "again"), "--only", "cbsd68", "--again", "weak", "--beside", "nlm"]
-    make.main(some)
-    make.main([*some[:-6], "--only", "page", *some[-4:]])
-    found = make.kept_figures("cbsd68")
-    assert found.comparison("psnr", "sigma 15", "weak", "nlm") and found.comparison("psnr", "sigma 15", "nlm", "far")
-    assert found.comparison("psnr", "sigma 15", "weak", "far") is None
-    kept = (tmp_path / "docs/data/results-cbsd68.json.gz").read_bytes()
-    for words, change in (
-        ("far was not measured there; if only some were meant to be", ["--only", "page"]),
-        ("nobody: not one of noisy, nlm, weak, far", ["--again", "nobody", "--beside", "nlm"]),
-        ("nobody: not one of", ["--again", "weak", "--beside", "nobody"]),
-        ("--beside: name in --again", ["--beside", "nlm"]),
-        ("strange is not among the kept figures", ["--again", "strange", "--beside", "nlm"]),
-        ("nlm, psnr at sigma 15: .* is another", ["--again", "weak", "--beside", "nlm"]),
-    ):
-        now = ["noisy", "nlm=nlm+0.1" if words.startswith("nlm,") else "nlm", "weak=nlm+0.35", "far=nlm+0.6", "strange=nlm+0.2"]
-        monkeypatch.setattr(make, "contestants", lambda authors, now=now: now if "strange" in words else now[:-1])  # noqa: B023
-        with pytest.raises(SystemExit, match=words):
-            make.main([*arguments[:-1], str(tmp_path / "again"), *change])
-        assert (tmp_path / "docs/data/results-cbsd68.json.gz").read_bytes() == kept
+    strip = tmp_path / "docs/images/results-strip.jpg"
+    strip.write_bytes(b"as it was")
+    make.main([*arguments, "--only", "page"])
+    drawn = strip.read_bytes()
+    assert drawn != b"as it was"
+    next((tmp_path / "work/camvid/pictures/f0/sigma_50").glob("nlm.png")).unlink()
+    strip.write_bytes(b"as it was")
+    make.main([*arguments, "--only", "page"])
+    assert strip.read_bytes() == b"as it was"
