@@ -5,7 +5,7 @@
         --start dncnn-blind --segmenter fpn-camvid --judge JUDGE1 JUDGE2 JUDGE3 --imagenet squeezenet1_0.safetensors
     python examples/compare_awareness.py --final --out arena ...the same...
     ...the same, and --beside THEIRS=DnCNN:theirs.pth: denoisers that nobody trains here, on the same images
-    python examples/compare_awareness.py --smoke --out smoke        in a minute, on generated data
+    python examples/compare_awareness.py --smoke --out smoke        in a minute or two, on generated data
     python examples/compare_awareness.py --list
 
 --screen trains every contestant with one seed and three weights (its twin with an untrained segmenter with the middle

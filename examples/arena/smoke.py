@@ -1,4 +1,4 @@
-"""Generated data and tiny networks: the whole comparison in well under a minute. Its figures mean nothing."""
+"""Generated data and tiny networks: the whole comparison in a minute or two. Its figures mean nothing."""
 
 from pathlib import Path
 
