@@ -3,6 +3,9 @@
 import gzip
 import importlib.util
 import json
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -282,3 +285,21 @@ def test_what_is_no_result(make, tmp_path):
     (tmp_path / "results.json.gz").write_bytes(whole)
     assert "`kl`" in make.main([str(tmp_path / "results.json.gz"), "--out", str(tmp_path / "awareness.md")]).read_text()
     assert make.text(-0.0001) == "0.00" and make.text("inf") == "inf" and make.text(None) == "–"
+
+
+#: Pages that tell the command they are written by.
+WRITTEN = [page for page in sorted(DOCS.glob("awareness*.md")) if "`python docs/make_awareness.py " in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_a_page_is_what_its_figures_say(make, tmp_path, monkeypatch, page):
+    monkeypatch.chdir(DOCS.parent)
+    (command,) = re.findall("`python docs/make_awareness.py ([^`]+)`", page.read_text(encoding="utf-8"))
+    shutil.copy(page, tmp_path)
+    out = tmp_path / page.name
+    assert make.main([str(out) if word == f"docs/{page.name}" else word for word in shlex.split(command)]) == out
+    assert out.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+
+
+def test_the_pages_with_figures_are_looked_at():
+    assert {"awareness-seeds", "awareness-dncnn"} <= {page.stem for page in WRITTEN}
