@@ -22,6 +22,7 @@ from segaware.errors import TrainingError
 from segaware.inference.memory import keep_pages
 from segaware.metrics import psnr
 from segaware.training import checkpoint
+from segaware.training.agreed import agreed
 from segaware.training.average import Average
 from segaware.training.batch_norm import batch_norms, measure
 from segaware.training.data import Batch, Patches, as_float, check_readable, degrade, open_images
@@ -288,18 +289,11 @@ class _Run:
     def renew(self) -> None:
         """Scales set anew and dead channels begun, by the coming batches; the other processes take the first one's over."""
         self._ready()
-        refused: list[str | None] = [None]
-        try:
+        with agreed(self.accelerator):
             renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
-        except TrainingError as error:
-            refused = [str(error)]
         if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast, gather_object
+            from accelerate.utils import broadcast
 
-            refused = gather_object(refused)  # what one refuses all refuse, and none waits for it
-        for reason in filter(None, refused):
-            raise TrainingError(reason)
-        if self.accelerator.num_processes > 1:
             for tensor in (*self.wrapper.parameters(), *self.wrapper.buffers()):
                 tensor.copy_(broadcast(tensor))
         self.average.take_buffers()
