@@ -52,6 +52,33 @@ class WrapperOutput:
     terms: dict[str, Tensor]
     weights: dict[str, float] = field(default_factory=dict)
 
+    def gradient_norms(self) -> dict[str, float]:
+        """Norm of each weighted term's gradient at the denoised image: a term that does nothing is seen at once.
+
+        To be asked before ``loss.backward()``, which takes the graph away.
+
+        Raises:
+            ModelError: the graph is gone.
+        """
+        return {name: _norm(value, self.weights[name], self.denoised) for name, value in self.terms.items()}
+
+
+def _norm(value: Tensor, weight: float, at: Tensor) -> float:
+    """Multiplied by a large number on the way, and by smaller ones where that is too much: float16 loses gradients of 1e-8."""
+    if not value.requires_grad:
+        return 0.0
+    for scale in (2.0**16, 2.0**8, 1.0):
+        try:
+            (gradient,) = torch.autograd.grad(value * (weight * scale), at, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "second time" in str(error):
+                raise ModelError("gradient_norms: the graph is gone; ask before loss.backward()") from error
+            raise
+        norm = 0.0 if gradient is None else float(gradient.float().norm()) / scale
+        if math.isfinite(norm):
+            break
+    return norm
+
 
 # DistributedDataParallel(static_graph=True) finds the outputs that it must hook by the tree of the answer, and without
 # any it never averages the gradients. The loss alone: the graph from the denoised image to the terms stays in one piece.

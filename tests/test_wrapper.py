@@ -26,7 +26,6 @@ from segaware.losses.perceptual import PerceptualLoss
 from segaware.losses.pseudo_label import PseudoLabelLoss
 from segaware.losses.task import TaskLoss
 from segaware.registry import ARCHITECTURES, register
-from segaware.training.log import gradient_norms
 from segaware.wrapper import FIDELITY_SCALE, SegAwareWrapper, WrapperOutput, fidelity
 
 
@@ -340,7 +339,19 @@ def test_of_the_output_the_loss_is_what_others_hook(denoiser, segmenter, noisy, 
     assert leaves == [output.loss]
     again = tree_unflatten([2 * output.loss], spec)
     assert again.loss == 2 * output.loss and again.denoised is output.denoised and again.terms is output.terms
-    assert gradient_norms(again) == gradient_norms(output) and again.weights == output.weights
+    assert again.gradient_norms() == output.gradient_norms() and again.weights == output.weights
+
+
+def test_gradient_norms_by_hand(denoiser, segmenter, noisy, clean):
+    output = SegAwareWrapper(denoiser, (0.5, EntropySegAwareLoss(segmenter)))(noisy, clean=clean)
+    norms = output.gradient_norms()
+    expected = 2 * FIDELITY_SCALE / clean.numel() * (output.denoised - clean).norm().detach()
+    assert norms["fidelity"] == pytest.approx(float(expected), rel=1e-4)
+    (gradient,) = torch.autograd.grad(output.terms["entropy"], output.denoised, retain_graph=True)
+    assert norms["entropy"] == pytest.approx(0.5 * float(gradient.norm()), rel=1e-4)
+    output.loss.backward()
+    with pytest.raises(ModelError, match=r"graph is gone; ask before loss.backward\(\)"):
+        output.gradient_norms()
 
 
 def test_gamma_may_rise_from_zero(denoiser, segmenter, noisy, clean):

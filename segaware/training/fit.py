@@ -26,7 +26,7 @@ from segaware.training.agreed import agreed
 from segaware.training.average import Average
 from segaware.training.batch_norm import batch_norms, measure
 from segaware.training.data import Batch, Patches, as_float, check_readable, degrade, open_images
-from segaware.training.log import Log, gradient_norms, not_finite
+from segaware.training.log import Log, not_finite
 from segaware.training.optimizer import make_optimizer
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
@@ -233,13 +233,13 @@ class _Run:
             bad = [name for name, value in output.terms.items() if not torch.isfinite(value.detach()).all()]
             raise not_finite("loss", self.step + 1, bad, checkpoint.latest(self.out))
         if (self.step + 1) % recipe.log_every == 0:
-            self.norms = gradient_norms(output)
+            self.norms = output.gradient_norms()
         self.accelerator.backward(self.scaler.scale(output.loss))
         self.scaler.unscale_(self.optimizer)
         self.norm = float(nn.utils.clip_grad_norm_(self.wrapper.parameters(), recipe.clip_norm or math.inf))
         # weights must not take it in, or the next checkpoint would; a scaler leaves such steps out by itself
         if not math.isfinite(self.norm) and not self.scaler.is_enabled():
-            bad = [name for name, norm in gradient_norms(self._forward(batch)).items() if not math.isfinite(norm)]
+            bad = [name for name, norm in self._forward(batch).gradient_norms().items() if not math.isfinite(norm)]
             raise not_finite("gradient", self.step + 1, bad, checkpoint.latest(self.out))
         self.scaler.step(self.optimizer)
         self.scaler.update()

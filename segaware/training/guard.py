@@ -11,7 +11,6 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from segaware.errors import TrainingError
-from segaware.training.log import gradient_norms
 from segaware.wrapper import SegAwareWrapper, WrapperOutput, fidelity
 
 __all__ = ["stop_if_dominated"]
@@ -77,7 +76,7 @@ class _Watch:
         self.noise.append(float(fidelity(noisy.detach(), named["clean"].detach())))
         self.count += 1
         if self.count == 1:
-            self.first, self.norms = self.values[0] / max(self.noise[0], 1e-12), gradient_norms(output)
+            self.first, self.norms = self.values[0] / max(self.noise[0], 1e-12), output.gradient_norms()
         if self.count % self.quarter:
             return
         values = list(self.values)
@@ -86,7 +85,7 @@ class _Watch:
         steps = 4 * self.quarter
         self.above = self.above + 1 if fmean(values[-self.quarter :]) > self.worse * self.lowest else 0
         if self.above >= 4 and mean - self.lowest > SURE * math.sqrt(error + self.error):
-            self._blame(output, gradient_norms(output), f"fidelity has been worse for {steps} steps ({mean:.3g}, before {self.lowest:.3g})")
+            self._blame(output, output.gradient_norms(), f"fidelity has been worse for {steps} steps ({mean:.3g}, before {self.lowest:.3g})")
         noise = fmean(self.noise)
         if self.count >= steps and mean > max(1.0, 4 * self.first) * noise:  # broken in the first steps: nothing to compare with
             what = f"the denoised images have been worse than the noisy ones for {steps} steps ({mean:.3g}, noisy {noise:.3g})"

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from segaware.errors import TrainingError
-from segaware.wrapper import WrapperOutput
 
-__all__ = ["Log", "gradient_norms", "not_finite"]
+__all__ = ["Log", "not_finite"]
 
 
 class Log:
@@ -59,23 +54,6 @@ def _until(file: Path, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError):  # a line cut short by a kill
             continue
     return kept
-
-
-def gradient_norms(output: WrapperOutput) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the denoised image: a term that does nothing is seen at once."""
-    return {name: _norm(value, output.weights[name], output.denoised) for name, value in output.terms.items()}
-
-
-def _norm(value: Tensor, weight: float, at: Tensor) -> float:
-    """Multiplied by a large number on the way, and by smaller ones where that is too much: float16 loses gradients of 1e-8."""
-    if not value.requires_grad:
-        return 0.0
-    for scale in (2.0**16, 2.0**8, 1.0):
-        (gradient,) = torch.autograd.grad(value * (weight * scale), at, retain_graph=True, allow_unused=True)
-        norm = 0.0 if gradient is None else float(gradient.float().norm()) / scale
-        if math.isfinite(norm):
-            break
-    return norm
 
 
 def not_finite(what: str, step: int, terms: list[str], last: Path | None) -> TrainingError:

@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 from segaware import SegAwareWrapper
 from segaware.errors import TrainingError
 from segaware.training.guard import stop_if_dominated
-from segaware.training.log import gradient_norms
 from segaware.wrapper import WrapperOutput
 
 
@@ -174,6 +173,6 @@ def test_gradients_that_float16_would_lose():
     denoised = torch.rand(1, 3, 320, 320, requires_grad=True)
     small = (denoised.half().float() * 1.0).sum() * 1e-9
     output = WrapperOutput(small, denoised, {"fidelity": small, "big": (denoised.half() * 60000.0).float().sum()}, {"fidelity": 1.0, "big": 1.0})
-    norms = gradient_norms(output)
+    norms = output.gradient_norms()
     assert norms["fidelity"] == pytest.approx(1e-9 * denoised.numel() ** 0.5, rel=0.01)
     assert norms["big"] == pytest.approx(60000 * denoised.numel() ** 0.5, rel=0.01)
