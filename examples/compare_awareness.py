@@ -104,10 +104,10 @@ def parse(argv=None):
     shares = [f"{share:g}" for share in args.keep_share]
     if not all(0 < share < 1 for share in args.keep_share) or len({*shares}) < len(shares):
         p.error(f"--keep-share {' '.join(shares)}: shares between 0 and 1, each once")
-    for name in ("share", "probes", "carry", *(["factor"] if args.factor else [])):
+    for name in ("share", "probes", "carry", "segmenter_rate", *(["factor"] if args.factor else [])):
         for number in value if isinstance(value := getattr(args, name), list) else [value]:
             if not 0 < number < math.inf:
-                p.error(f"--{name} {number:g}: a positive number")
+                p.error(f"--{name.replace('_', '-')} {number:g}: a positive number")
     if args.final and args.factor and len(args.factor) > 1:
         p.error("--final takes one --factor: the seeds of a contestant are pooled")
     if args.known and not (args.screen or args.final):
@@ -137,14 +137,17 @@ def main(argv=None):
     for spec, denoiser in others:
         known_beside(args.out, denoiser, spec)
     same_comparison(setting)
+    here = precision_here(args.precision, torch.device(TRAINS_ON))
+    planned = {"steps": args.steps, "precision": here, "device": TRAINS_ON}
     for file in args.known:
-        print(f"{file}: taken over {', '.join(taken(setting, file)) or 'nothing that is not here'}", flush=True)
+        print(f"{file}: taken over {', '.join(taken(setting, file, planned)) or 'nothing that is not here'}", flush=True)
+    for spec, denoiser in others:  # again, for one may have been taken over
+        known_beside(args.out, denoiser, spec)
     if args.instead:
         instead(setting, control_of(args.out))
     else:
         runs = jobs(setting, phase)
-        here = precision_here(args.precision, torch.device(TRAINS_ON))
-        alike(args.out / phase, runs_of(args.out, phase), steps=args.steps, precision=here, device=TRAINS_ON)
+        alike(args.out / phase, runs_of(args.out, phase), **planned)
         for number in {entrant(run.name).labelled for run in runs} - {None}:
             setting.check_classes(number)  # refused now, not after hours
         work(setting, runs)
@@ -165,13 +168,13 @@ def recorded(out: Path) -> dict:
     return {}
 
 
-def taken(setting, file: Path) -> list[str]:
+def taken(setting, file: Path, planned: dict) -> list[str]:
     """What ``file``, kept elsewhere, adds to this comparison's folder."""
     if file.resolve() == (setting.out / "results.json").resolve():
         raise EvaluationError(f"--known {file}: is written anew here, and what of it is not taken over would be lost; copy it to another place first")
     if setting.args.screen:
-        return take_over(setting, file)
-    folder = unpack(file, setting.out, setting.record())
+        return take_over(setting, file, **planned)
+    folder = unpack(file, setting.out, setting.record(), **planned)
     return [folder.name] if folder else []
 
 
@@ -238,12 +241,23 @@ def jobs(setting, phase: str) -> list[Run]:
     def factor(name: str) -> float:
         if args.factor:
             return args.factor[0] if entrant(name).swept else 1.0
-        return choice["factors"].get(name.removesuffix(TWIN), 1.0)
+        best = choice["factors"].get(name.removesuffix(TWIN), 1.0)
+        return begun(args.out, name, best)
 
     runs = [Run("final", name, factor(name), seed) for seed in seeds for name in names]
     planned = [{"contestant": run.name, "factor": run.factor, "folder": run.folder(args.out).name} for run in runs]
     one_factor(args.out / "final", runs_of(args.out, "final") + planned)  # now, not after hours
     return runs
+
+
+def begun(out: Path, name: str, best: float) -> float:
+    """The weight that this final has begun with, also if the screen has found a better one (``best``) since."""
+    texts = {folder.name.rpartition("-s")[0].rpartition("-x")[2] for folder in (out / "final").glob(f"{name}-x*-s*")}
+    if not texts or f"{best:.3g}" in texts:
+        return best
+    screened = {f"{run['factor']:.3g}": run["factor"] for run in runs_of(out, "screen")}
+    text = min(texts, key=float)
+    return screened.get(text, float(text))
 
 
 def swept(name: str) -> bool:

@@ -135,14 +135,14 @@ class Kit:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = build(config["architecture"], config["arguments"])
-        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:  # or its features would have no common scale
-            norm.reset_running_stats()
-            norm.momentum = None
-        net.train()
-        with torch.no_grad():
-            for images in self.clean():
-                net(images)
+            norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            for norm in norms:  # or its features would have no common scale
+                norm.reset_running_stats()
+                norm.momentum = None
+            net.train()
+            with torch.no_grad():
+                for images in self.clean():  # dropout, where there is one, by the same seed
+                    net(images)
         return net.eval()
 
 

@@ -5,7 +5,9 @@ All of it goes through segaware.evaluation; cells are remembered in the run's fo
 
 import dataclasses
 import json
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ def known_beside(out: Path, denoiser: Contestant, spec: str) -> dict:
     file = out / "beside" / denoiser.name / "result.json"
     known = read_json(file) if file.is_file() else {"done": False}
     weights = weights_of(denoiser)
-    for key, now, what in (("spec", spec, "the figures of {}"), ("weights", weights, "figures of other weights")):
+    for key, now, what in (("spec", spec, "the figures of {}"), ("weights", weights, "figures of other weights, or by another version of Python")):
         if known.get(key, now) != now:
             told = what.format(known[key])
             raise EvaluationError(f"--beside {denoiser.name}={spec}: {file.parent} holds {told}; give another name, or delete that folder")
@@ -187,13 +189,24 @@ class _Looking:
         if cell.item.name not in self.known:
             self.known = {cell.item.name: self._first(self.source.load(cell.item).clean)}
         same = self._first(estimate) == self.known[cell.item.name]
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"image": cell.item.name, "noise": cell.noise.label, "same": same}) + "\n")
+        with self.file.open("ab+") as file:
+            _end_line(file)
+            line = json.dumps({"image": cell.item.name, "noise": cell.noise.label, "same": same}) + "\n"
+            file.write(line.encode())
         return estimate
 
     @torch.inference_mode()
     def _first(self, image: Tensor) -> int:
-        return int(self.classifier(image.clamp(0, 1)[None])[0].flatten().argmax())
+        return int(self.classifier(image.clamp(0, 1).expand(3, -1, -1)[None])[0].flatten().argmax())
+
+
+def _end_line(file: BinaryIO) -> None:
+    """What a write that was cut short has left does not swallow the next line."""
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def _looking(setting: Setting, entrant: Contestant, source: Source, out: Path) -> Contestant:

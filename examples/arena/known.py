@@ -10,21 +10,22 @@ from segaware.errors import EvaluationError
 from .entrants import every
 from .runs import Run
 from .setting import Setting, write_json
+from .verdict import alike, runs_of
 
 #: Without these no choice can be made of a training.
 _NEEDED = ("contestant", "factor", "seed", "steps", "state")
 _MEASURED = ("photographs_psnr",)  # where it was measured
 
 
-def take_over(setting: Setting, file: Path) -> list[str]:
+def take_over(setting: Setting, file: Path, **planned) -> list[str]:
     """Put the screened trainings of ``file`` into this comparison's folder; the names of those that were not there yet.
 
     Of the final a JSON holds figures alone, not what was found on each image: its trainings are taken over by
-    :mod:`arena.packed`.
+    :mod:`arena.packed`. ``planned``: steps, precision and device of this call.
 
     Raises:
-        EvaluationError: no results, of another setting (other data, start, judges, ...), with the difference, or with
-            trainings that this version does not know.
+        EvaluationError: no results, of another setting (other data, start, judges, ...), with the difference, of other
+            steps, or with trainings that this version does not know.
     """
     record = read_results(file)
     changed = differences(record["setting"], setting.record())
@@ -38,14 +39,12 @@ def take_over(setting: Setting, file: Path) -> list[str]:
         if run_of("screen", found) is None:
             name, factor, seed = (found[key] for key in ("contestant", "factor", "seed"))
             raise EvaluationError(f"{file}: {str(name)[:80]!r} x{factor} s{seed} is no training of this version; leave --known out")
-    taken = []
-    for found in runs:
-        run = run_of("screen", found)
-        if run is not None and run.result(setting.out) is None:
-            folder = run.folder(setting.out)
-            write_json(folder / "result.json", {key: value for key, value in found.items() if key != "folder"})
-            taken.append(folder.name)
-    return taken
+    new = [(run, found) for found in runs if (run := run_of("screen", found)) is not None and run.result(setting.out) is None]
+    told = [{**found, "folder": f"{run.folder(setting.out).name} of {file.name}"} for run, found in new]
+    alike(setting.out / "screen", runs_of(setting.out, "screen") + told, **planned)
+    for run, found in new:
+        write_json(run.folder(setting.out) / "result.json", {key: value for key, value in found.items() if key != "folder"})
+    return [run.folder(setting.out).name for run, _ in new]
 
 
 def run_of(phase: str, found: dict) -> Run | None:

@@ -18,7 +18,7 @@ from segaware.errors import EvaluationError
 
 from .known import differences, run_of
 from .setting import FOLDER_NAME, REPORTED, write_bytes, write_json
-from .verdict import runs_of
+from .verdict import alike, one_factor, runs_of
 
 PACKED = "packed.json.xz"
 _SCHEMA = 1
@@ -53,11 +53,14 @@ def pack(folder: Path, setting: dict) -> Path:
     return folder / PACKED
 
 
-def unpack(file: Path, out: Path, setting: dict) -> Path | None:
+def unpack(file: Path, out: Path, setting: dict, **planned) -> Path | None:
     """Put the training that ``file`` holds into the comparison's folder ``out``, unless it is there; its folder.
 
+    Args:
+        planned: steps, precision and device of this call.
+
     Raises:
-        EvaluationError: no such file, of another comparison, or unknown to this version.
+        EvaluationError: no such file, of another comparison, steps or weight, or unknown to this version.
     """
     record = _read(file)
     changed = differences(record["setting"], setting)
@@ -72,6 +75,10 @@ def unpack(file: Path, out: Path, setting: dict) -> Path | None:
         reports = {which: _report(test) for which, test in record["tests"].items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise EvaluationError(f"{file}: damaged ({type(error).__name__}: {error}); {_REPAIR}") from error
+    if folder.parent.name == "final":
+        runs = [*runs_of(out, "final"), {**record["result"], "folder": f"{folder.name} of {file.name}"}]
+        alike(out / "final", runs, **planned)
+        one_factor(out / "final", runs)
     partial = out / f".{folder.name}.{os.getpid()}.partial"  # beside the phases: what is half there counts in none of them
     try:
         for which, (report, classes) in reports.items():

@@ -158,14 +158,17 @@ def train(setting: Setting, run: Run) -> dict:
     """Train, or go on; the result, also written. The caller holds the claim."""
     folder = run.folder(setting.out)
     found, start = entrant(run.name), time.monotonic()
-    weights = gradient_shares(setting, run.name)
+    result = {"contestant": run.name, "factor": run.factor, "seed": run.seed, "steps": setting.args.steps}
+    try:
+        weights = gradient_shares(setting, run.name)
+    except TrainingError as error:  # as where it happens in training
+        return result | {"weights": {}, "state": "stopped", "error": str(error), "shares": {}, "minutes": round((time.monotonic() - start) / 60, 2)}
     terms = found.terms(kit_of(setting, run.name))
     pairs = [(run.factor * w["weight"], loss) for w, (_, loss) in zip(weights, terms, strict=True)]
     wrapper = SegAwareWrapper(setting.start(), pairs or ())
     guard = stop_if_dominated(wrapper)
     held = ImageFiles(setting.photographs()[1])
-    result = {"contestant": run.name, "factor": run.factor, "seed": run.seed, "steps": setting.args.steps,
-              "weights": wrapper.term_weights}  # fmt: skip
+    result["weights"] = wrapper.term_weights
     try:
         done = fit(wrapper, images_of(setting, run.name), setting.recipe(run.seed), folder, validation=held, progress=setting.args.progress)
         result |= {"state": "trained", "photographs_psnr": done.psnr, "precision": done.precision, "device": done.device}

@@ -151,7 +151,7 @@ class Setting:
                 raise InputError(
                     f"--segmenter {spec}: knows {net.num_classes} classes ({', '.join(names or ('unnamed',))}), the labels have"
                     f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels (examples/train_segmenter.py),"
-                    " or name --contestants that need none (--list)"
+                    " or name --contestants that need none of it (--list)"
                 )
 
     def protocols(self) -> dict[str, Protocol]:
@@ -194,6 +194,7 @@ class Setting:
             SegawareError: judges, levels, a recipe or weights that do not do.
         """
         self.judges()
+        self.home_judge().check(CAMVID_CLASSES, "CamVid")  # it judges as well
         self.protocols()
         for seed in self.args.seeds or [0]:
             self.recipe(seed)
@@ -247,7 +248,7 @@ class Setting:
             raise InputError(f"--imagenet {file}: no such file; give SqueezeNet 1.0 weights (safetensors)")
         return {
             "start_weights": _contents(self.start()), "segmenter_weights": [_contents(net) for net in self.home()],
-            "judge_weights": [judge.key for judge in self.judges()],
+            "judge_contents": [_contents(load_entry(locate(spec))) for spec in self.args.judge],  # not keys, which tell Python's version too
             "imagenet_weights": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
         }  # fmt: skip
 

@@ -17,7 +17,7 @@ from segaware.evaluation.runner import evaluate
 from segaware.evaluation.significance import compare, interval, replicates, resample, statistic
 
 from .runs import claim
-from .setting import HELD_DRIVE, Setting, write_json
+from .setting import HELD_DRIVE, Setting, read_json, write_json
 from .verdict import plain
 
 
@@ -93,9 +93,15 @@ def instead(setting: Setting, control_folder) -> bool:
     """
     file = setting.out / "segmenters.json"
     with claim(setting.out / "segmenters") as mine:
-        if not mine or file.is_file():
+        if not mine:
             return file.is_file()
         control = load_entry(control_folder / "model")
+        if file.is_file():
+            if read_json(file).get("behind", hash_module(control)) != hash_module(control):  # older ones do not tell
+                raise TrainingError(
+                    f"{file}: of another control than there is now ({control_folder}); move it and {setting.out / 'segmenters'} away to measure anew"
+                )
+            return True
         tuned = {"noisy": tune(setting, "noisy"), "denoised": tune(setting, "denoised", control)}
         judges = [setting.home_judge(), *(Judge(f"tuned on {kind}", net.eval()) for kind, net in tuned.items())]
         source = setting.test_sets()["frames"]
@@ -118,5 +124,5 @@ def instead(setting: Setting, control_folder) -> bool:
                     gap = compare(data, frozen, weights, kind="iou", block=results.block)
                     row["against"] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p}
                 rows.append(row)
-        write_json(file, plain({"steps": setting.args.segmenter_steps, "rows": rows}))
+        write_json(file, plain({"steps": setting.args.segmenter_steps, "behind": hash_module(control), "rows": rows}))
         return True

@@ -195,10 +195,14 @@ class Panel:
 def _same_look(folder: Path, report: Results, first: Results) -> None:
     """What is pooled and paired was measured on the same images by the same judges, whatever their names.
 
+    A judge's key changes with the version of Python and of the libraries; of what was packed elsewhere the setting, which
+    was compared when it was taken over, tells what the judges hold.
+
     Raises:
         EvaluationError: it was not.
     """
-    keys = [[(judge["name"], judge["key"]) for judge in one.judges] for one in (report, first)]
+    elsewhere = any("kept" in one.environment for one in (report, first))
+    keys = [[(judge["name"], "" if elsewhere else judge["key"]) for judge in one.judges] for one in (report, first)]
     for what, own, other in (("images", report.images, first.images), ("judges", *keys)):
         if own != other:
             raise EvaluationError(f"{folder}: measured with other {what} than the control's; move {folder.parent} away and run again, or take another --out")

@@ -203,7 +203,7 @@ def test_what_else_makes_the_comparison(arena, setting, tmp_path):
         Setting(setting.args).record()
 
 
-@pytest.mark.parametrize("which, key", [("start", "start"), ("home", "segmenter"), ("strange", "judge")])
+@pytest.mark.parametrize("which, key", [("start", "start_weights"), ("home", "segmenter_weights"), ("strange", "judge_contents")])
 def test_other_weights_under_the_same_name_are_another_comparison(arena, setting, tmp_path, which, key):
     from arena.setting import Setting
 
@@ -215,7 +215,7 @@ def test_other_weights_under_the_same_name_are_another_comparison(arena, setting
     next(net.parameters()).data += 0.1
     shutil.rmtree(tmp_path / which)
     write_entry(tmp_path / which, net)
-    with pytest.raises(EvaluationError, match=f"another comparison .{key}_weights .* -> "):
+    with pytest.raises(EvaluationError, match=f"another comparison .{key} .* -> "):
         arena.same_comparison(Setting(setting.args))
 
 
@@ -283,6 +283,44 @@ def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
     keep_result(tmp_path, "final", run_of("kl", 3.0, 27.0, 0.4, seed=1))
     with pytest.raises(EvaluationError, match="kl with two weights, kl-x1-s0 and kl-x3-s1"):
         collect(tmp_path, {})
+
+
+def test_a_final_goes_on_with_the_weight_it_began_with(arena, tmp_path):
+    """Though the screen prefers another since."""
+    keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.4))
+    keep_result(tmp_path, "screen", run_of("kl", 10 / 3, 27.0, 0.41))
+    args = Namespace(out=tmp_path, contestants=["kl"], seeds=[0, 1], carry=1, factor=None)
+    assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {10 / 3}
+    (tmp_path / "final/kl-x3.33-s0").mkdir(parents=True)
+    keep_result(tmp_path, "screen", run_of("kl", 30.0, 27.0, 0.42))
+    assert arena.chosen(tmp_path)["factors"]["kl"] == 30.0
+    assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {10 / 3}
+
+
+def test_a_gradient_that_is_not_finite_stops_one_contestant_alone(setting, monkeypatch):
+    from arena import runs
+
+    monkeypatch.setattr(runs, "fidelity", lambda image, clean: (image * float("nan")).sum())
+    done = runs.train(setting, runs.Run("screen", "kl", 3.0, 0))
+    assert done["state"] == "stopped" and "is nan; look at the segmenter" in done["error"] and done["shares"] == {}
+
+
+def test_a_classifier_looks_at_gray_images_and_after_a_full_disk(setting, tmp_path):
+    from arena.judging import _Looking, same_class
+
+    class Brightest(torch.nn.Module):
+        def forward(self, images):
+            assert images.shape[1] == 3
+            return images.mean((2, 3))
+
+    item = types.SimpleNamespace(name="a")
+    source = types.SimpleNamespace(load=lambda item: types.SimpleNamespace(clean=torch.rand(1, 8, 8)))
+    base = types.SimpleNamespace(name="b", kind="of a test", denoise=lambda noisy, cell: noisy)
+    file = tmp_path / "classes.jsonl"
+    file.write_text('{"image": "a", "noi')
+    cell = types.SimpleNamespace(item=item, noise=types.SimpleNamespace(label="sigma 25"))
+    _Looking(base, Brightest(), source, file).denoise(torch.rand(1, 8, 8), cell)
+    assert same_class(tmp_path) == {"sigma 25": {"a": True}}
 
 
 def test_the_control_is_taken_from_where_it_was_found(arena, tmp_path):
@@ -505,6 +543,7 @@ def test_missing_arguments_are_named(arena, capsys):
     ("--keep-share 1.5", "--keep-share 1.5: shares between 0 and 1"), ("--keep-share 0.02 0.02", "each once"), ("--held-every 0", "--held-every 0: at least 1"),
     ("--test-every 0", "at least 1"), ("--steps 0", "--steps 0: at least 1"), ("--test-photographs-limit 0", "at least 1"),
     ("--share 0", "--share 0: a positive number"), ("--share nan", "positive"), ("--factor 0", "--factor 0: a positive"), ("--probes 0", "positive"), ("--carry -1", "positive"),
+    ("--segmenter-rate -1", "--segmenter-rate -1: a positive"),
 ])  # fmt: skip
 def test_numbers_that_make_no_sense(arena, bad, words, capsys):
     with pytest.raises(SystemExit):
@@ -515,9 +554,12 @@ def test_numbers_that_make_no_sense(arena, bad, words, capsys):
 @pytest.mark.parametrize("key, value, words", [
     ("choose_sigma", [25.0, 25.0], "twice"), ("choose_sigma", [-1.0], "sigma -1"), ("optimizer", "muom", "muom"), ("learning_rate", -1.0, "learning_rate"),
     ("precision", "bf17", "bf17"), ("validation_crop", 0, "validation_crop"), ("imagenet", "t/1.png", "--imagenet .*not SqueezeNet 1.0"),
-    ("judge", ["nobody"], "nobody"),
+    ("judge", ["nobody"], "nobody"), ("segmenter", ["five"], "home .*5 classes"),
 ])  # fmt: skip
 def test_a_folder_is_not_bound_to_what_is_refused(arena, setting, key, value, words, monkeypatch, tmp_path):
+    write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
+    if key == "segmenter":
+        value = [tmp_path / "five"]
     setattr(setting.args, key, tmp_path / value if key == "imagenet" else value)
     monkeypatch.setattr(arena, "Setting", lambda args: setting)
     with pytest.raises(SegawareError, match=words):
@@ -573,7 +615,7 @@ def test_results_are_not_lost(arena, setting, tmp_path):
         arena.main(["--collect", "--out", str(results.parent)])
     setting.args.out = results.parent
     with pytest.raises(EvaluationError, match="is written anew here"):
-        arena.taken(setting, results.parent / ".." / "kept" / "results.json")
+        arena.taken(setting, results.parent / ".." / "kept" / "results.json", {})
     assert results.read_text() == "{}" and [f.name for f in results.parent.iterdir()] == ["results.json"]
 
 
@@ -604,6 +646,17 @@ def test_a_segmenter_trained_behind_another_control(setting, tmp_path, monkeypat
         tuning.tune(setting, "denoised", DnCNN(depth=3, width=4))
 
 
+def test_segmenters_judged_behind_another_control(setting, tmp_path):
+    from arena import tuning
+
+    for name, denoiser in (("now", setting.start()), ("then", DnCNN(depth=3, width=4))):
+        write_entry(tmp_path / name / "model", denoiser)
+    (tmp_path / "segmenters.json").write_text(json.dumps({"behind": tuning.hash_module(load_entry(tmp_path / "then/model"))}))
+    assert tuning.instead(setting, tmp_path / "then")
+    with pytest.raises(TrainingError, match="segmenters.json: of another control than there is now"):
+        tuning.instead(setting, tmp_path / "now")
+
+
 @pytest.mark.parametrize("named, words", [
     (["theirs"], "give NAME=SPEC"), (["../x=noisy"], "give NAME=SPEC"), (["kl=noisy"], "there is a kl already"), (["clean=noisy"], "there is a clean already"),
     (["a=noisy", "a=dncnn-blind"], "there is a a already"), (["a=nothing-like-it"], "nothing-like-it"),
@@ -625,7 +678,7 @@ def test_denoisers_beside_are_measured_once(arena, setting, tmp_path, monkeypatc
     with pytest.raises(EvaluationError, match="holds the figures of .*start; give another name"):
         arena.measure(setting, [("other", others[0][1])])
     write_entry(tmp_path / "start", DnCNN(depth=3, width=4))
-    with pytest.raises(EvaluationError, match="holds figures of other weights; give another name"):
+    with pytest.raises(EvaluationError, match="holds figures of other weights, .*; give another name"):
         arena.measure(setting, arena.opened([f"theirs={tmp_path / 'start'}"]))
     data = ["--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"]
     for options, words in ((["--screen", "--beside", "a=noisy"], "--beside goes with --final"), (["--final", "--factor", "1", "3"], "takes one --factor")):

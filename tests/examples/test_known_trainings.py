@@ -53,6 +53,14 @@ def test_what_was_screened_elsewhere_is_not_trained_again(arena, setting, kept, 
     assert trained == ["kl"] and "taken over nothing that is not here" in capsys.readouterr().out
 
 
+def test_nothing_is_written_of_other_steps(setting, kept):
+    from arena.known import take_over
+
+    with pytest.raises(EvaluationError, match="different steps.*this call.*kl-x3-s0 of results.json.gz"):
+        take_over(setting, kept(run_of("kl")), steps=999_999)
+    assert not list(setting.out.glob("screen/*"))
+
+
 def test_a_setting_tells_what_auto_came_to(setting, kept):
     """On another machine it may come to something else; of older settings that kept the word, each training tells."""
     from arena.known import take_over

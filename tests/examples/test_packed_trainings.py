@@ -221,6 +221,35 @@ def test_other_judges_under_the_same_names_are_not_pooled(arena, finished):
         collect(finished, {})
 
 
+def test_judges_of_another_python_are_the_same_judges(arena, finished, tmp_path):
+    """Their keys tell the version of Python; what they hold is compared with the setting."""
+    from arena.packed import PACKED, pack_finished, unpack
+    from arena.verdict import collect
+
+    for report in finished.glob("final/*-s1/test-*/report.json"):
+        report.write_text(report.read_text().replace('"key": "judge-a"', '"key": "judge-a, of Python 3.99"'))
+    pack_finished(finished, {"judge_contents": ["a"]})
+    here = tmp_path / "here"
+    for file in sorted(finished.glob(f"*/*-s?/{PACKED}")):
+        unpack(file, here, {"judge_contents": ["a"]})
+    assert collect(here, {})["gaps"][0]["paired_seeds"] == 2
+    with pytest.raises(EvaluationError, match="of another comparison .judge_contents"):
+        unpack(file, tmp_path / "other", {"judge_contents": ["b"]})
+
+
+@pytest.mark.parametrize("planned, words", [({"steps": 4}, "different steps.* 4 .this call.*of packed"), ({"steps": 3}, "kl with two weights")])
+def test_nothing_is_taken_over_that_does_not_fit(arena, finished, tmp_path, planned, words):
+    from arena.packed import PACKED, pack_finished, unpack
+
+    pack_finished(finished, {})
+    here = tmp_path / "here"
+    (here / "final/kl-x3-s7").mkdir(parents=True)
+    (here / "final/kl-x3-s7/result.json").write_text(json.dumps({"contestant": "kl", "factor": 3.0, "seed": 7, "steps": planned["steps"]}))
+    with pytest.raises(EvaluationError, match=words):
+        unpack(finished / "final/kl-x1-s0" / PACKED, here, {}, **planned)
+    assert [folder.name for folder in (here / "final").iterdir()] == ["kl-x3-s7"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", lzma.compress(b"{"), lzma.compress(b"[]"), lzma.compress(b"{}")[:-9]])
 def test_files_that_are_none(arena, tmp_path, content):
     from arena.packed import unpack
