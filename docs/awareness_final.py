@@ -85,7 +85,7 @@ def beyond(found: Found) -> list[str]:
             gaps = [found.gap(noise, name) or {} for noise in found.noises(found.frames)]
             rows.append([f"`{name}`", "**across**", *map(beyond_keep, gaps)])
     rows += beyond_by_judge(found, found.frames, "miou")
-    return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction.", "", *grid(rows)]
+    return [*theirs(found), "### More than retained texture?", "", "mIoU in points against the control with its best give-back; p after Holm's correction: across the judges over the rows of a column, by judge over all that is tested against the control, with and without noise given back.", "", *grid(rows)]
 
 
 def beyond_by_judge(found: Found, source: dict, measure: str) -> list[list[str]]:
@@ -211,7 +211,9 @@ def again(title: str, found: Found, setting_of: dict | None = None) -> list[str]
     return [
         f"## Again: {title}", "",
         f"Start: `{start.parent.name if start.name == 'model' else start.name}`; {', '.join(map(str, steps))} steps, rate {setting['learning_rate']:g};"
-        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {', '.join(other) + '; ' if other else ''}else as above.", "", *grid(rows),
+        f" seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {', '.join(other) + '; ' if other else ''}else as above."
+        + (" **Some of these judges took part in training** (`--force`): what they say proves nothing." if setting.get("force") and not here.get("force") else ""),
+        "", *grid(rows),
     ]  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def in_short(found: Found) -> list[str]:
         word = ("helps" if up else "harms") if several else ("helped" if up else "harmed") + " in this one training"
         word = word if sure else "cannot be told from no awareness"
         line = (
-            f"{noise}: the gap of the control to clean input is {text(best['gap'], 1, 100)} points of mIoU. Best without labels: `{best['contestant']}`,"
+            f"{noise}: the gap of the control to clean input is {text(best['gap'], 1, 100)} points of mIoU. Best awareness without labels: `{best['contestant']}`,"
             f" {bracket(best, 'gain')} points across the held-out judges (seeds: {', '.join(text(g, 1, 100, True) for g in best['seed_gains'])}): it {word}"
         )
         if "closed" in best and sure and up:
@@ -112,20 +112,21 @@ def screen(found: Found) -> list[str]:
     order = sorted(chosen, key=lambda n: (num(chosen[n].get("cost", 0)) > found.record["budget"], -num(chosen[n].get("gain", chosen[n]["miou"]))))
     seeds = len({r["seed"] for r in runs})
     seeds = "one seed" if seeds == 1 else f"{seeds} seeds"
+    unseen = "that some judge may have trained on" if (found.record["setting"] or {}).get("force") else "that no denoiser and no held-out judge trained on"
     for name in order:
         pick = chosen[name]
-        own = [r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"] and "held_out" in r]
+        own = [r for r in runs if r["contestant"] == name and r["factor"] == pick["factor"] and "held_out" in r and (r["seed"] in controls or not controls)]
         terms = [[fmean(quarter) for quarter in zip(*seeds, strict=True)] for seeds in zip(*(r["shares"].values() for r in own), strict=True)]
         shares = "; ".join(" ".join(text(v, 3) for v in values) for values in terms) or "–"
         rows.append([f"`{name}`", found.what(name), "yes" if found.labels(name) else "no", f"{pick['factor']:.3g}",
                      text(pick.get("gain"), 2, 100, True), text(-num(pick.get("cost")), 3, 1, True),
                      *(text(fmean(against(r, j, noise)[1] for r in own), 1, 100, True) for j in judges), shares])  # fmt: skip
-        own = sorted((r for r in runs if r["contestant"] == name and "held_out" in r), key=lambda r: (r["factor"], r["seed"]))
+        own = sorted((r for r in runs if r["contestant"] == name and "held_out" in r and (r["seed"] in controls or not controls)), key=lambda r: (r["factor"], r["seed"]))
         gaps = [(r["factor"], *against(r)) for r in own]
         tried.append([f"`{name}`", "; ".join(f"{factor:.3g}: {text(miou, 2, 100, True)} ({text(psnr, 3, 1, True)})" for factor, psnr, miou in gaps)])
     return [
         f"## The screen: held-out data, {seeds}", "",
-        f"Mean over the held-out judges and levels, on frames that no denoiser and no judge trained on. Of the weights tried, the one with most mIoU at no more than"
+        f"Mean over the held-out judges and levels, on frames {unseen}. Of the weights tried, the one with most mIoU at no more than"
         f" {found.record['budget']:.2f} dB below the control; those that cost more come last. {seeds.capitalize()}, no intervals: this chooses, it proves nothing.", "",
         *grid(rows), "![Fidelity against task](images/awareness-frontier.png)", "", "All weights that were tried:", "", *grid(tried),
     ]  # fmt: skip
@@ -136,7 +137,7 @@ def give_back(found: Found) -> list[str]:
     for run in found.record["final"]["runs"] or [r for r in found.record["screen"]["runs"] if "keep" in r]:
         if "keep" in run:
             own = run["contestant"] != "fidelity" and run.get("keep_against") != "fidelity"
-            shares = ", ".join(f"{noise}: {text(share, 2)}" for noise, share in run["keep"].items())
+            shares = ", ".join(f"{noise}: {share:g}" for noise, share in run["keep"].items())
             rows.append([f"`{run['contestant']}`", str(run["seed"]), shares + (" (from itself)" if own else "")])
     if len(rows) == 1:
         return []
@@ -198,7 +199,8 @@ def screened(record: dict, other: dict, file: Path) -> dict:
     differ = [key for key in here if key in there and here[key] != there[key]]
     if differ:
         sys.exit(f"error: {file}: another setting than the page's ({', '.join(differ)}); its screen belongs on a page of its own")
-    return record | {key: other[key] for key in ("screen", "contestants", "skipped")}
+    known = other["contestants"] | record["contestants"]  # an older screen does not know who came since
+    return record | {"screen": other["screen"], "skipped": other["skipped"], "contestants": known}
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -214,22 +216,23 @@ def main(argv: list[str] | None = None) -> Path:
     try:
         if args.screen is not None:
             record = screened(record, loaded(args.screen), args.screen)
+        from segaware.evaluation.figures import png
+
         words = kept(args.out)
         written = page(record, BEGIN + END, list(zip(titles, others, strict=True)), args.title)
         written = written.replace("](images/awareness-", f"](images/{args.out.stem}-")  # two pages, two sets of figures
+        kinds = {"frontier": frontier, "gains": gains, "keep": keep_curve}
+        shown = {f"{args.out.stem}-{what}.png": figure for what, figure in kinds.items() if f"images/{args.out.stem}-{what}.png" in written}
+        figures = {name: png(figure(Found(record))) for name, figure in shown.items()}  # before anything is written
         written = written.replace(BEGIN + END, words)  # as people wrote it
-    except KeyError as error:
+    except (KeyError, AttributeError, TypeError) as error:
         files = ", ".join(str(file) for file in (args.results, *(file for _, file in args.again), args.screen) if file)
-        sys.exit(f"error: {files}: no {error} in it; write it anew with examples/compare_awareness.py --collect")
-    from segaware.evaluation.figures import png
-
+        what = f"no {error} in it" if isinstance(error, KeyError) else f"not the results of a comparison ({error})"
+        sys.exit(f"error: {files}: {what}; write it anew with examples/compare_awareness.py --collect")
     images = args.out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    found = Found(record)
-    for what, figure in (("frontier", frontier), ("gains", gains), ("keep", keep_curve)):
-        name = f"{args.out.stem}-{what}"
-        if f"images/{name}.png" in written:
-            (images / f"{name}.png").write_bytes(png(figure(found)))
+    for name, content in figures.items():
+        (images / name).write_bytes(content)
     partial = args.out.with_name(f".{args.out.name}.partial")  # whole or not at all: part of it people have written
     partial.write_text(written, encoding="utf-8")
     os.replace(partial, args.out)

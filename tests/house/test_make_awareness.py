@@ -81,7 +81,7 @@ def test_a_screen_alone(make, tmp_path):
 def test_the_whole(make, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(with_final(record())))
     text = make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "awareness.md")]).read_text()
-    assert "Best without labels: `kl`, +2.1 [+1.1, +3.1] points across the held-out judges (seeds: +2.0, +2.2): it helps" in text
+    assert "Best awareness without labels: `kl`, +2.1 [+1.1, +3.1] points across the held-out judges (seeds: +2.0, +2.2): it helps" in text
     assert "closes 26 [10, 40] % of the gap" in text and "over that: +0.4 [-1.0, +2.0]" in text
     for head in ("## Photographs", "## Do no harm", "## Noise given back", "## If you may touch the segmenter", "More than retained texture?"):
         assert head in text
@@ -285,6 +285,52 @@ def test_what_is_no_result(make, tmp_path):
     (tmp_path / "results.json.gz").write_bytes(whole)
     assert "`kl`" in make.main([str(tmp_path / "results.json.gz"), "--out", str(tmp_path / "awareness.md")]).read_text()
     assert make.text(-0.0001) == "0.00" and make.text("inf") == "inf" and make.text(None) == "–"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"setting": {}, "screen": null, "final": {"runs": []}}'])
+def test_json_of_another_shape(make, tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"results.json: (not the results of a comparison|no '.*' in it)"):
+        make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "page.md")])
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_a_page_of_something_else_is_not_written_over(make, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(record()))
+    (tmp_path / "losses.md").write_text("# Losses\n")
+    with pytest.raises(SystemExit, match="losses.md: is there, and not a page of this script"):
+        make.main([str(tmp_path / "results.json"), "--out", str(tmp_path / "losses.md")])
+    assert (tmp_path / "losses.md").read_text() == "# Losses\n" and not (tmp_path / "images").exists()
+
+
+def test_a_figure_that_people_link_to_is_not_made_of_nothing(make, tmp_path):
+    """The gains are of a final; there is none."""
+    (tmp_path / "results.json").write_text(json.dumps(record()))
+    page = tmp_path / "page.md"
+    page.write_text(f"{make.BEGIN}\n![as it was](images/page-gains.png)\n{make.END}\n")
+    make.main([str(tmp_path / "results.json"), "--out", str(page)])
+    assert "![as it was](images/page-gains.png)" in page.read_text() and not (tmp_path / "images/page-gains.png").exists()
+
+
+def test_judges_that_trained_are_told_of_everywhere(make):
+    forced = with_final(record())
+    forced["setting"]["force"] = True
+    text = make.page(forced)
+    assert "no denoiser and no held-out judge trained on" not in text and "that some judge may have trained on" in text
+    assert "took part in training** (`--force`)" in make.page(with_final(record()), others=[("from elsewhere", forced)])
+
+
+def test_an_older_screen_beside_a_final_with_who_came_since(make):
+    new, old = with_final(record()), record()
+    del old["contestants"]["kl"]
+    assert "Best awareness without labels: `kl`" in make.page(make.screened(new, old, Path("old.json")))
+
+
+def test_a_seed_without_its_control_is_left_out(make):
+    both = record()
+    both["screen"]["runs"].append({**both["screen"]["runs"][1], "seed": 1, "held_out": figures("kl", 20.0, 0.99)})
+    text = make.page(both)
+    assert "3: +2.00 (-0.050) |" in text, "of seed 0 alone"
 
 
 #: Pages that tell the command they are written by.
