@@ -30,7 +30,7 @@ from arena.entrants import TWIN, Skip, entrant, every, group, resolve
 from arena.judging import beside, chosen_on, figures, held_out, known_beside, test
 from arena.known import differences, take_over
 from arena.packed import PACKED, pack_finished, unpack
-from arena.runs import Run, claim, claimed, finish, train
+from arena.runs import Run, at_work, busy, claim, claimed, finish, train
 from arena.setting import FOLDER_NAME, TEST_SIGMAS, TRAINS_ON, Setting, read_json, write_json
 from arena.tuning import instead
 from arena.verdict import alike, best_keep, carried, choose, collect, mean_of, one_factor, plain, runs_of
@@ -150,7 +150,8 @@ def main(argv=None):
         alike(args.out / phase, runs_of(args.out, phase), **planned)
         for number in {entrant(run.name).labelled for run in runs} - {None}:
             setting.check_classes(number)  # refused now, not after hours
-        work(setting, runs)
+        with at_work(args.out / phase):
+            work(setting, runs)
         measure(setting, others)
     return save(args.out, setting.record())
 
@@ -280,10 +281,9 @@ def freeze(out: Path, carry: int) -> dict:
     while not file.is_file():
         with claim(out) as mine:
             if mine and not file.is_file():
+                if others := busy(out / "screen"):
+                    raise TrainingError(f"{out}: the screen is still at work ({', '.join(others)}); wait for it, or name --contestants")
                 folders = sorted(folder for folder in (out / "screen").glob("*-x*-s*") if folder.is_dir())
-                busy = [f.name for f in folders if claimed(f) and not (f / "result.json").is_file()]
-                if busy:
-                    raise TrainingError(f"{out}: the screen is still at work ({', '.join(busy)}); wait for it, or name --contestants")
                 skipped = {file.stem for file in (out / "skipped").glob("*.json")}
                 idle = [f.name for f in folders if not (f / "result.json").is_file() and f.name.rpartition("-x")[0] not in skipped]
                 if idle:

@@ -56,7 +56,11 @@ def claim(folder: Path):
     """True for the one process that works on ``folder``; the system ends a claim with its process."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".claim", "ab") as file:
-        yield _take(file)
+        mine = _take(file)
+        if not mine:  # perhaps by one that only asked whether it is claimed
+            time.sleep(0.05)
+            mine = _take(file)
+        yield mine
 
 
 def claimed(folder: Path) -> bool:
@@ -65,6 +69,24 @@ def claimed(folder: Path) -> bool:
         return False
     with claim(folder) as mine:
         return not mine
+
+
+@contextlib.contextmanager
+def at_work(phase: Path):
+    """Others see, by :func:`busy`, that this process works on the trainings of a phase: also between two of them."""
+    folder = phase / f".at-work-{os.getpid()}"
+    try:
+        with claim(folder):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def busy(phase: Path) -> list[str]:
+    """What processes work on now: trainings, or the screen itself."""
+    folders = sorted(folder for folder in phase.glob("*-x*-s*") if folder.is_dir() and not (folder / "result.json").is_file())
+    found = [folder.name for folder in folders if claimed(folder)]
+    return found or ["between two trainings"] * any(claimed(folder) for folder in phase.glob(".at-work-*"))
 
 
 def _take(file: IO[bytes]) -> bool:
