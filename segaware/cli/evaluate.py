@@ -67,13 +67,17 @@ def evaluate(**options: Any) -> None:
     if options["rebuild"]:
         results = read_report(options["source"])
         out = out or (options["source"] if options["source"].is_dir() else options["source"].parent)
-        formats = options["formats"] or ("csv", "md", "html")
+        formats = options["formats"] or tuple(name for name in _possible() if name != "json")
     else:
         results = _measure(options)
         if results is None:
             return  # the first of several processes speaks for all
         formats = options["formats"] or _possible()
     summary = summarise(results)
+    written = []
+    if out is not None:  # first: the figures may not be printable where they are printed to
+        command = "" if options["rebuild"] else shlex.join(["segaware", *sys.argv[1:]])
+        written = write_report(results, out, formats, summary=summary, command=command)
     if options["as_json"]:
         from segaware.evaluation.report import figures_of
 
@@ -82,10 +86,8 @@ def evaluate(**options: Any) -> None:
         from segaware.evaluation.report import terminal
 
         click.echo(terminal(summary))
-    if out is not None:
-        command = "" if options["rebuild"] else shlex.join(["segaware", *sys.argv[1:]])
-        for path in write_report(results, out, formats, summary=summary, command=command):
-            click.echo(str(path), err=True)
+    for path in written:
+        click.echo(str(path), err=True)
     if results.failures:
         from segaware.evaluation.report import failures
 

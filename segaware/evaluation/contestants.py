@@ -125,12 +125,17 @@ class Ready:
     def __init__(self, name: str, folder: str | os.PathLike[str]) -> None:
         self.name, self.folder = name, os.fspath(folder)
 
-    def check(self, noises: Sequence[Noise]) -> None:
-        """Refuse to take one folder for images of several noise levels.
+    def check(self, noises: Sequence[Noise], draws: int = 1) -> None:
+        """Refuse to take one folder for images of several noise levels, or draws.
 
         Raises:
-            EvaluationError: several, and none of ``{noise}``, ``{sigma}``, ``{peak}`` in the folder's name.
+            EvaluationError: several, and none of ``{noise}``, ``{sigma}``, ``{peak}`` in the folder's name, or no ``{draw}``.
         """
+        if draws > 1 and "{draw}" not in self.folder:
+            raise EvaluationError(
+                f"{self.folder}: one folder of ready images for {draws} draws of the noise; write {{draw}} where the number of the"
+                " draw, from 0 on, stands in its name, e.g. theirs/s{sigma}/{draw}, or measure one draw"
+            )
         if len(noises) > 1 and not re.search(r"\{(noise|sigma|peak)\}", self.folder):
             raise EvaluationError(
                 f"{self.folder}: one folder of ready images for {len(noises)} noise levels ({', '.join(noise.label for noise in noises)});"
@@ -257,6 +262,8 @@ def open_contestant(spec: str | os.PathLike[str] | nn.Module | Contestant, **opt
     named = re.fullmatch(r"([^=/\\:]+)=(.+)", text)
     if named:
         contestant = open_contestant(named[2], **options)
+        if isinstance(contestant, Noisy):
+            raise EvaluationError(f"{text}: the noisy image keeps its name, all others are compared with it; write noisy, or leave it out, it is there anyway")
         contestant.name = named[1].strip()
         return contestant
     given_back = re.fullmatch(rf"(.+)\+(\d*\.\d+|{MACHINE})", text)

@@ -47,7 +47,7 @@ def write_report(
     Args:
         formats: "json"; "csv" (``rows.csv`` with one row an image, ``summary.csv``); "md"; "html" (one
             file with figures inside; needs matplotlib and jinja2, extra ``viz``).
-        command: what made it, for readers.
+        command: what made it, for readers. ["" = as the report says that the results were read from]
         crop: (left, top, side) of the zoomed part of picture strips; None = where the noise hurt most.
 
     Raises:
@@ -58,6 +58,7 @@ def write_report(
         raise EvaluationError(f"report format {unknown[0]!r} is unknown; use {', '.join(FORMATS)}")
     folder = Path(folder)
     summary = summary or summarise(results)
+    command = command or results.command
     written = []
     if "json" in formats:
         written.append(_write(folder / "report.json", _json(summary, command)))
@@ -94,6 +95,7 @@ def read_report(path: str | os.PathLike[str]) -> Results:
         results = Results(
             protocol=Protocol.from_dict(record["protocol"]), source=record["source"], images=record["images"],
             contestants=record["contestants"], judges=record["judges"], environment=record["environment"],
+            command=record.get("command", ""),
         )  # fmt: skip
         for row in record["rows"]:
             results.add(row)

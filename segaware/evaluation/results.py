@@ -101,6 +101,7 @@ class Results:
     judges: list[dict[str, Any]]
     environment: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    command: str = ""
 
     def __post_init__(self) -> None:
         self.names = [contestant["name"] for contestant in self.contestants]

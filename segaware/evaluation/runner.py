@@ -23,7 +23,7 @@ from segaware.evaluation.cells import Cells
 from segaware.evaluation.contestants import Cell, Contestant, GiveBack, Noisy, Ready, open_contestant
 from segaware.evaluation.judges import Judge, open_judge
 from segaware.evaluation.measures import Measures
-from segaware.evaluation.pictures import Pictures
+from segaware.evaluation.pictures import Pictures, folder_of
 from segaware.evaluation.protocol import Protocol, digest
 from segaware.evaluation.results import Results
 from segaware.evaluation.sources import Item, Sample, Source
@@ -94,7 +94,7 @@ def evaluate(
     for entrant in entrants:
         base = _base(entrant)
         if isinstance(base, Ready):
-            base.check(protocol.noises)
+            base.check(protocol.noises, protocol.draws)
     present = {item.name for item in source}
     strange = [name for name in pictures if name not in present]
     if strange or (pictures and out is None):
@@ -115,6 +115,8 @@ class _Run:
         self.bases: dict[str, tuple[Tensor, float]] = {}  # of the noisy image at work
         self.sharing = any(isinstance(entrant, GiveBack) for entrant in entrants)
         self.pictures = Pictures(out) if out is not None else None
+        if self.pictures is not None:  # a report shows those that are there already: of these weights and this noise, then
+            self.chosen |= {item.name for item in source if (self.pictures.folder / folder_of(item.name)).is_dir()}
         self.results = Results(
             protocol=protocol,
             source={

@@ -137,10 +137,6 @@ class Source:
             items = items[:limit]
         return replace(self, items=tuple(replace(item, index=index) for index, item in enumerate(items)))
 
-    def without_labels(self) -> Source:
-        """The same images for judges of other classes: what is left is their agreement with themselves."""
-        return replace(self, classes=None, items=tuple(replace(item, label=None) for item in self.items))
-
 
 def open_source(
     root: str | os.PathLike[str],
@@ -211,6 +207,8 @@ def _images(folder: Path) -> list[Path]:
     found = []
     for here, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not (name.startswith(".") or _is_report(Path(here, name))))
+        if "pictures" in below and _is_report(Path(here)):  # written into the folder of the images itself
+            below.remove("pictures")
         found += [
             Path(here, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in image_io.EXTENSIONS
         ]

@@ -48,6 +48,8 @@ def evaluate_spread(
         EvaluationError: several processes without ``out``, or that cannot find each other, and as ``evaluate``.
     """
     if ranks.count == 1:
+        if out is not None:
+            _bring_together(Path(out))  # of a launch of several that was cut short
         return evaluate(source, contestants, protocol, out=out, pictures=pictures, **options)
     if out is None:
         raise EvaluationError(f"{ranks.count} processes need a folder to bring their results together in: give -o DIR (out=), one that all of them see")

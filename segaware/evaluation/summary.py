@@ -34,8 +34,8 @@ class Entry:
         value, low, high: over the images that this contestant has, with the bootstrap interval (NaN under two units).
         n: images that count.
         failed: images without a value.
-        mark: "best" if ahead of every other method by an interval that leaves out zero, at a level
-            corrected for their number; "tied" for all that cannot be told from the leader; "first" for a leader
+        mark: "best" if ahead of every other method that has enough images by an interval that leaves out zero, at a
+            level corrected for their number; "tied" for all that cannot be told from the leader; "first" for a leader
             that one with fewer images is ahead of on those that it has; else "".
         per_class: IoU of each class, for mIoU and consistency.
     """
@@ -176,18 +176,18 @@ def _mark(summary: Summary, look: _Look) -> None:
     """The leader is best only if it beats each other one; else all that it cannot be told from are tied with it."""
     results, measure, noise = summary.results, look.measure, look.noise
     here = [(c, summary.entries[measure.key, noise, name]) for c, name in enumerate(results.names) if (measure.key, noise, name) in summary.entries]
-    here = [(c, entry) for c, entry in here if math.isfinite(entry.value) and not (noise == "clean" and entry.contestant == "noisy")]
+    # PSNR is infinite where nothing is left of the noise: compared is what is finite, if anything is
+    here = [(c, entry) for c, entry in here if np.isfinite(look.data[c]).any() and not (noise == "clean" and entry.contestant == "noisy")]
     if len(here) < 2:
         return
     lead, leader = max(here, key=lambda pair: rank(measure, pair[1]))
-    level = 1 - (1 - results.protocol.level) / (len(here) - 1)
+    others = [(c, e) for c, e in here if c != lead and not math.isnan(look.compare(lead, c, results.protocol.level, results.block).low)]
+    if not others:
+        return  # too few images for any interval
+    level = 1 - (1 - results.protocol.level) / len(others)
     tied, beaten = [], False
-    for c, entry in here:
-        if c == lead:
-            continue
+    for c, entry in others:
         gap = look.compare(lead, c, level, results.block)
-        if math.isnan(gap.low):
-            return  # too few images for any interval
         behind, ahead = (gap.low > 0, gap.high < 0) if measure.better > 0 else (gap.high < 0, gap.low > 0)
         beaten = beaten or ahead  # by one with fewer images, on those that it has
         if not (behind or ahead):

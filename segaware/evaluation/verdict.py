@@ -18,6 +18,8 @@ __all__ = ["Finding", "ceilings", "details", "finding", "findings", "gain", "gen
 
 #: How the leader stands to the noisy image it was given.
 HELPS, HARMS, UNCLEAR = "helps", "harms", "unclear"
+#: The leader does not help, but one that was measured on fewer images does, on those that it has.
+PARTLY = "partly"
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Finding:
         leader: the denoiser with the best value.
         alone: whether it is ahead of every other method beyond its interval.
         tied: other denoisers that cannot be told from it.
+        beaten: whether one with fewer images is ahead of it on those that it has.
         gap: leader minus the noisy image; None where that was not measured.
-        effect: "helps", "harms" or "unclear", by the interval of ``gap``, and "helps" only where its p, times the
+        effect: "helps", "harms", "unclear" or "partly", by the interval of ``gap``, and "helps" only where its p, times the
             number of denoisers that the leader is the best of, is small enough as well; "" without an interval.
     """
 
@@ -38,6 +41,7 @@ class Finding:
     leader: Entry
     alone: bool
     tied: tuple[str, ...]
+    beaten: bool
     gap: Comparison | None
     effect: str
 
@@ -50,18 +54,45 @@ class Finding:
 def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
     """The finding of one cell of the verdict; None if no denoiser has a value there."""
     names = [name for name in summary.results.names if name != "noisy"]
-    found = [entry for name in names if (entry := summary.entry(measure.key, noise, name)) and math.isfinite(entry.value)]
+    found = [entry for name in names if (entry := summary.entry(measure.key, noise, name)) and _ranks(summary, entry)]
     if not found:
         return None
     leader = max(found, key=lambda entry: rank(measure, entry))
-    tied = tuple(e.contestant for e in found if leader.mark == e.mark == "tied" and e is not leader)
+    noisy = summary.entry(measure.key, noise, "noisy")
+    others = [entry for entry in found if entry is not leader]
+    if noisy is None or rank(measure, noisy) <= rank(measure, leader):
+        tied = tuple(e.contestant for e in others if leader.mark == e.mark == "tied")
+    else:  # the marks tell who is level with the noisy image
+        tied = tuple(e.contestant for e in others if _side(summary, measure, noise, e.contestant, leader.contestant, len(others)) == 0)
+    beaten = any(_side(summary, measure, noise, e.contestant, leader.contestant, len(others)) == 1 for e in others if e.n < leader.n)
     gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
     effect = ""
     if gap is not None and not math.isnan(gap.low):
-        worse, better = (gap.low, gap.high) if measure.better > 0 else (-gap.high, -gap.low)
-        lucky = gap.p * len(found) >= 1 - summary.results.protocol.level  # the best of many is ahead by chance now and then
-        effect = HELPS if worse > 0 and not lucky else HARMS if better < 0 else UNCLEAR
-    return Finding(measure, noise, leader, leader.mark == "best", tied, gap, effect)
+        side = _side(summary, measure, noise, leader.contestant, "noisy", len(found))  # the best of many is ahead by chance now and then
+        worse = (gap.high if measure.better > 0 else -gap.low) < 0
+        effect = HELPS if side == 1 else HARMS if worse else UNCLEAR
+        if effect != HELPS and any(_side(summary, measure, noise, e.contestant, "noisy", len(found)) == 1 for e in others):
+            effect = PARTLY
+    return Finding(measure, noise, leader, leader.mark == "best", tied, beaten, gap, effect)
+
+
+def _ranks(summary: Summary, entry: Entry) -> bool:
+    """Whether there is something to compare: PSNR may be infinite on some images, but not on all."""
+    if math.isfinite(entry.value):
+        return True
+    pairs = summary.comparisons.get((entry.measure, entry.noise), ())
+    return not math.isnan(entry.value) and any(not math.isnan(p.low) for p in pairs if entry.contestant in (p.first, p.second))
+
+
+def _side(summary: Summary, measure: Measure, noise: str, one: str, other: str, looks: int) -> int | None:
+    """1 if ``one`` is ahead of ``other`` beyond its interval and a p that is one of so many; -1 if behind; 0 if neither; None: not known."""
+    gap = summary.comparison(measure.key, noise, one, other)
+    if gap is None or math.isnan(gap.low):
+        return None
+    low, high = (gap.low, gap.high) if measure.better > 0 else (-gap.high, -gap.low)
+    if gap.p * looks >= 1 - summary.results.protocol.level:
+        return 0
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def findings(summary: Summary, measures: Sequence[Measure] | None = None) -> list[Finding]:
@@ -117,8 +148,8 @@ def gentlest(summary: Summary) -> list[str]:
 
 
 def _idle(summary: Summary, name: str) -> bool:
-    psnr = summary.entry("psnr", "clean", name)
-    return psnr is not None and math.isinf(psnr.value)
+    psnr, ssim = (summary.entry(metric, "clean", name) for metric in ("psnr", "ssim"))
+    return psnr is not None and math.isinf(psnr.value) or ssim is not None and ssim.value >= 1
 
 
 def _detail(one: Finding) -> str:
@@ -127,7 +158,10 @@ def _detail(one: Finding) -> str:
         text += ", ahead of all others"
     elif one.tied:
         text += f", not to be told from {', '.join(one.tied)}"
-    words = {HELPS: "denoising helps", HARMS: "denoising does harm", UNCLEAR: "whether denoising helps cannot be said"}
+    words = {
+        HELPS: "denoising helps", HARMS: "denoising does harm", UNCLEAR: "whether denoising helps cannot be said",
+        PARTLY: "of the denoisers one that was measured on fewer images helps on these",
+    }  # fmt: skip
     return f"{text}; {words[one.effect]} ({gain(one)} against noisy)." if one.effect else f"{text}."
 
 
@@ -183,14 +217,19 @@ def _help(found: list[Finding]) -> str:
     known = [one for one in found if one.effect]
     levels = len({one.noise for one in found})
     at = "" if levels == 1 else " at both noise levels" if levels == 2 else f" at all {levels} noise levels"
+    if all(one.gap is None for one in found):
+        return "Whether denoising helps was not measured: of the noisy image there is no figure to compare with."
     if not known:
         return "Too few images to say whether denoising helps: there are no intervals."
-    groups = {effect: [one for one in known if one.effect == effect] for effect in (HELPS, HARMS, UNCLEAR)}
+    groups = {effect: [one for one in known if one.effect == effect] for effect in (HELPS, PARTLY, HARMS, UNCLEAR)}
     if len(groups[HELPS]) == len(found):
         return f"Denoising helps: for {whom}{at} the best denoiser is ahead of the noisy image ({_amount(found)})."
     if len(groups[HARMS]) == len(found):
         return f"Denoising does harm: for {whom}{at} even the best denoiser is behind the noisy image itself. Leave the image as it is."
-    says = {HELPS: "helps", HARMS: "does harm", UNCLEAR: "makes no difference that can be told from chance"}
+    says = {
+        HELPS: "helps", HARMS: "does harm", UNCLEAR: "makes no difference that can be told from chance",
+        PARTLY: "helps by one that was measured on fewer images, on these, and by none that has all",
+    }  # fmt: skip
     parts = [f"{says[effect]} {_where(group, found)}" for effect, group in groups.items() if group]
     if groups[HELPS]:
         parts[0] += f" ({_amount(groups[HELPS])} over the noisy image)"
@@ -228,7 +267,7 @@ def _which(found: list[Finding], names: list[str]) -> str:
     rivals = [name for name in common if name != best]
     if rivals:
         return f"{take} {best}, or {' or '.join(rivals)}: {whom} nothing is measurably better, and these cannot be told apart."
-    if any(one.leader.mark == "first" for one in helped):
+    if any(one.beaten or one.leader.mark == "first" for one in helped):
         return f"{take} {best}: {whom} it leads those that were measured on every image; one that lacks some is better on those that it has."
     return f"{take} {best}: {whom} nothing is measurably better."
 
@@ -261,7 +300,9 @@ def _against_fidelity(summary: Summary, found: list[Finding]) -> list[str]:
     for noise in dict.fromkeys(one.noise for one in found):
         near = finding(summary, psnr, noise)
         here = [one for one in found if one.noise == noise]
-        if near is not None and not any(set(near.good) & set(one.good) for one in here):
+        shared = set.intersection(*(set(one.good) for one in here))
+        taken = shared or {name for one in here for name in one.good}  # as the verdict names them
+        if near is not None and not taken & set(near.good):
             parts.append(f"{' or '.join(near.good)} ({psnr.text(near.leader.value)} dB) at {noise}")
     return [f"The nearest to the clean image in PSNR is another: {'; '.join(parts)}."] if parts else []
 

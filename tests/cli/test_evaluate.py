@@ -59,6 +59,10 @@ def test_report_resume_and_rebuild(shipped, clean, tmp_path):
     (out / "cells.jsonl").unlink()
     third = run(out, "--rebuild", "--format", "md")
     assert third.exit_code == 0 and third.stdout == first.stdout and (out / "report.md").is_file()
+    told = json.loads((out / "report.json").read_text())["command"]
+    assert told and told in (out / "report.md").read_text(), "what made it stays"
+    assert run(out, "--rebuild", "--format", "json").exit_code == 0
+    assert json.loads((out / "report.json").read_text())["command"] == told
 
 
 def test_a_failing_image_is_exit_code_1(shipped, clean):

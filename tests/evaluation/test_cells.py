@@ -117,3 +117,24 @@ def test_the_parts_of_a_launch_at_work_are_left_alone(tmp_path):
     _bring_together(tmp_path)
     with Cells(tmp_path) as cells:
         assert cells.get("k") == {"psnr": 1.0} and not (tmp_path / ".ranks").exists()
+
+
+def test_one_process_goes_on_with_a_launch_of_several(folder, tmp_path):
+    from segaware.evaluation.contestants import Function
+    from segaware.evaluation.protocol import Protocol
+    from segaware.evaluation.runner import evaluate
+    from segaware.evaluation.sources import open_source
+    from segaware.evaluation.spread import evaluate_spread
+    from segaware.inference.ranks import Ranks
+
+    asked = []
+
+    def half(noisy, sigma):
+        asked.append(1)
+        return noisy / 2
+
+    source, protocol = open_source(folder), Protocol(metrics=("psnr",))
+    evaluate(source, [Function("half", half)], protocol, out=tmp_path / "out/.ranks/1")
+    first = len(asked)
+    assert evaluate_spread(source, [Function("half", half)], protocol, ranks=Ranks(0, 1, 0), out=tmp_path / "out") is not None
+    assert first == len(source) == len(asked) and not (tmp_path / "out/.ranks").exists()

@@ -145,3 +145,65 @@ def test_the_best_of_many_must_be_ahead_by_more(monkeypatch):
         assert found.leader.contestant == "d0" and found.gap.low > 0 and found.gap.p == pytest.approx(0.008, abs=0.003)
         effects[count] = found.effect
     assert effects == {1: "helps", 20: "unclear"}
+
+
+def of_psnr(values):
+    """PSNR of 20 images: ``values[method]`` is added to that of the noisy image; None where it is missing."""
+    methods = list(values)
+    results = Results(
+        Protocol(noises=(Noise(sigma=25),), metrics=("psnr",)), {"name": "made", "classes": None}, [f"i{k:02}" for k in range(20)],
+        [{"name": name, "kind": ""} for name in ("noisy", *methods)], [],
+    )  # fmt: skip
+    jitter = np.random.default_rng(2).normal(0, 0.001, (9, 20))
+    for k in range(20):
+        base = 20 + np.random.default_rng(k).uniform()
+        results.add({"image": f"i{k:02}", "contestant": "noisy", "noise": "sigma 25", "draw": 0, "judges": {}, "values": {"psnr": base}})
+        for m, name in enumerate(methods):
+            if (add := values[name](k)) is not None:
+                results.add({"image": f"i{k:02}", "contestant": name, "noise": "sigma 25", "draw": 0, "judges": {}, "values": {"psnr": base + add + jitter[m, k]}})
+    return summarise(results)
+
+
+def test_one_that_helps_on_fewer_images_is_told_of():
+    text = headline(of_psnr({"a": lambda k: -1.0, "b": lambda k: 3.0 if k else None}))
+    assert "harm" not in text[0] and "by one that was measured on fewer images" in text[0]
+    assert text[1] == "Of the denoisers a: for PSNR it leads those that were measured on every image; one that lacks some is better on those that it has."
+    assert "one that was measured on fewer images helps on these" in details(of_psnr({"a": lambda k: -1.0, "b": lambda k: 3.0 if k else None}))[0]
+
+
+def test_who_is_level_with_the_noisy_image_is_not_level_with_each_other():
+    """All three cannot be told from it by the marks; a and c can from each other."""
+    wide = np.random.default_rng(5).normal(0, 0.3, 20)
+    (found,) = findings(of_psnr({"a": lambda k: wide[k] - wide.mean() - 0.02, "c": lambda k: wide[k] - wide.mean() - 0.05}))
+    assert found.leader.contestant == "a" and found.leader.mark == "tied" and found.tied == ()
+    (found,) = findings(of_psnr({"a": lambda k: -1.0, "c": lambda k: -1.0}))  # noisy is best: no marks
+    assert found.leader.mark == "" and len(found.tied) == 1
+
+
+def test_one_with_a_single_image_takes_no_marks_away():
+    summary = of_psnr({"a": lambda k: 2.0, "d": lambda k: 1.0, "x": lambda k: None if k else 1.5})
+    assert summary.entry("psnr", "sigma 25", "a").mark == "best"
+    assert headline(summary)[1] == "Take a: for PSNR it is ahead of every other method."
+
+
+def test_an_image_without_any_error_left():
+    """PSNR is infinite there: what is compared is the others."""
+    summary = of_psnr({"a": lambda k: 2.0 if k else np.inf, "d": lambda k: 1.0})
+    assert np.isinf(summary.entry("psnr", "sigma 25", "a").value) and summary.entry("psnr", "sigma 25", "a").mark == "best"
+    assert headline(summary)[1].startswith("Take a:")
+    nothing_left = of_psnr({"a": lambda k: np.inf, "d": lambda k: 1.0})
+    assert headline(nothing_left)[1].startswith("Take d:")
+
+
+def test_a_noisy_image_without_noise():
+    summary = of_psnr({"a": lambda k: 1.0})
+    summary.entries.pop(("psnr", "sigma 25", "noisy"))
+    summary.comparisons.clear()
+    assert headline(summary)[0] == "Whether denoising helps was not measured: of the noisy image there is no figure to compare with."
+
+
+def test_psnr_is_held_against_who_is_named():
+    """Eye cannot tell a from b, lens takes a, so a is named; PSNR would choose b."""
+    shares = {"eye": {25: {"noisy": 0, "a": 0.2, "b": 0.2}}, "lens": {25: {"noisy": 0, "a": 0.2, "b": 0.1}}}
+    text = headline(made(shares, psnr={"a": 1, "b": 3}, judges=("eye", "lens")))
+    assert text[1].startswith("Take a:") and text[2].startswith("The nearest to the clean image in PSNR is another: b (")
