@@ -68,7 +68,10 @@ def main() -> None:
             if not hasattr(denoiser, "hold_identity"):
                 raise TrainingError("--hold-identity is for ffdnet; leave it out")
             denoiser.hold_identity()
-        wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma)
+        called = {}  # a network that was saved with the way it is called is called so
+        if isinstance(denoiser, SegAwareWrapper):
+            denoiser, called = denoiser.denoiser, denoiser.adapter
+        wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma, **called)
         stop_if_dominated(wrapper)
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
         result = fit(wrapper, [f for f in files if f not in held], recipe, args.out, validation=held or None)

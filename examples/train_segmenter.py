@@ -190,6 +190,11 @@ def parse(argv):
     p.add_argument("--float32", action="store_true", help="no bfloat16")
     p.add_argument("--resume", action="store_true")
     args = p.parse_args(argv)
+    if args.backbone_weights and args.model == "unet":
+        p.error("--backbone-weights: unet starts from scratch; leave it out, or take --model fpn or deeplab")
+    for name in ("epochs", "crop", "batch"):
+        if getattr(args, name) < 1:
+            p.error(f"--{name} {getattr(args, name)}: at least 1")
     args.void = len(args.classes) if args.void is None else args.void
     return args
 
@@ -226,6 +231,8 @@ def main(argv=None):
 
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.is_file() and not args.resume:
+        raise TrainingError(f"{checkpoint}: a training that was begun; add --resume to go on, or choose another --out")
     step = 0
     parts = {"model": model, "ema": ema, "optimiser": optimiser, "schedule": schedule}
     chosen = vars(args) | {"scales": list(args.scales), "pretrained": bool(args.backbone_weights)}
@@ -265,10 +272,12 @@ def main(argv=None):
             logits = model(images)
         loss = loss_of(logits, labels, weights)
         if not torch.isfinite(loss):
-            raise TrainingError(f"step {step}: loss is {loss.item()}; lower --lr and --resume")
+            raise TrainingError(f"step {step}: loss is {loss.item()}; start again in another folder with a lower --lr")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        if not torch.isfinite(norm):  # the weights must not take it in, nor the checkpoint
+            raise TrainingError(f"step {step}: the gradient is {norm.item()}; start again in another folder with a lower --lr")
         optimiser.step()
         schedule.step()
         step += 1
@@ -300,7 +309,7 @@ def main(argv=None):
     }
     if held:
         measured["held_out"] = {"frames": out_of, **score(ema, held, args.classes)}
-    squeezenet = args.backbone_weights and args.backbone == "squeezenet1_0"
+    squeezenet = args.backbone_weights and args.backbone == "squeezenet1_0" and args.model in ("fpn", "deeplab")
     notice = "; SqueezeNet start: BSD 2-clause, notice beside this file" if squeezenet else ""
     config = {
         "class_names": list(args.classes),

@@ -160,9 +160,13 @@ class SegAwareWrapper(nn.Module, Pretrained):
     def gamma(self, gamma: float) -> None:
         if not 0 <= gamma < math.inf:
             raise InputError(f"SegAwareWrapper: gamma {gamma:g} must be zero or positive")
+        late = hasattr(self, "_gamma")
         self._gamma = float(gamma)
         if gamma > 0 and self._waiting is not None:
             self._awareness, self._waiting = _named_terms(*self._waiting), None
+            at = next((tensor.device for tensor in self.denoiser.parameters()), None)
+            for term in self._awareness if late and at is not None else ():
+                term.loss.to(at)  # where the wrapper was moved in the meantime
 
     @property
     def takes_sigma(self) -> bool:
@@ -185,6 +189,11 @@ class SegAwareWrapper(nn.Module, Pretrained):
     def term_weights(self) -> dict[str, float]:
         """The factor of each awareness term in the loss, gamma included, by the name it is logged under."""
         return {term.name: self.gamma * term.weight for term in self._awareness}
+
+    @property
+    def term_kinds(self) -> dict[str, str]:
+        """The class of each awareness term's loss, by the name it is logged under."""
+        return {term.name: type(term.loss).__name__ for term in self._awareness}
 
     @property
     def info(self) -> DenoiserInfo:
@@ -220,7 +229,7 @@ class SegAwareWrapper(nn.Module, Pretrained):
         weights = {"fidelity": 1.0}
         total = terms["fidelity"]
         offered = {"clean": clean, "labels": labels}
-        for term in self._awareness:
+        for term in self._awareness if self.gamma > 0 else ():
             value = term.loss(denoised, **{key: offered[key] for key in term.takes})
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ModelError(f"awareness term {term.name!r}: expected a scalar tensor, got {kind(value)}; return a mean")

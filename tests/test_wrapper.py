@@ -354,6 +354,30 @@ def test_gradient_norms_by_hand(denoiser, segmenter, noisy, clean):
         output.gradient_norms()
 
 
+def test_at_gamma_zero_nothing_is_run(denoiser, noisy, clean):
+    class Counted(torch.nn.Module):
+        name, calls = "counted", 0
+
+        def forward(self, denoised):
+            self.calls += 1
+            return denoised.mean() * float("nan")
+
+    term = Counted()
+    wrapper = SegAwareWrapper(denoiser, term)
+    wrapper.gamma = 0
+    output = wrapper(noisy, clean=clean)
+    assert term.calls == 0 and list(output.terms) == ["fidelity"] and torch.isfinite(output.loss)
+
+
+def test_a_term_that_comes_late_goes_where_the_wrapper_is(denoiser, segmenter):
+    moved = []
+    wrapper = SegAwareWrapper(denoiser, EntropySegAwareLoss(segmenter), gamma=0).to("meta")
+    term = wrapper._waiting[0]
+    term.to = lambda device: moved.append(device)
+    wrapper.gamma = 1
+    assert [str(device) for device in moved] == ["meta"]
+
+
 def test_gamma_may_rise_from_zero(denoiser, segmenter, noisy, clean):
     wrapper = SegAwareWrapper(denoiser, EntropySegAwareLoss(segmenter), gamma=0)
     assert list(wrapper(noisy, clean=clean).terms) == ["fidelity"]

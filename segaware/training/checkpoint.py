@@ -91,7 +91,9 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
     except (OSError, SafetensorError, ValueError) as error:
         raise TrainingError(f"{folder}: damaged checkpoint ({error}); remove it to start again") from error
     tensors: dict[str, dict[str, Tensor]] = {}
-    saved = record.pop("optimizer")
+    saved = record.pop("optimizer", None)
+    if saved is None or "step" not in record:
+        raise TrainingError(f"{folder}: of another kind of training; choose another folder")
     state: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         group, _, rest = key.partition(".")
@@ -104,6 +106,14 @@ def load(folder: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], 
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = number
     return tensors, {"state": state, "param_groups": saved["groups"]}, record
+
+
+def differences(there: dict[str, Tensor], here: dict[str, Tensor]) -> str:
+    """The first tensor that only one has, or in another shape."""
+    for key in sorted(there.keys() ^ here.keys()):
+        return f"{key} is {'not ' * (key not in there)}in it, but {'not ' * (key not in here)}in the denoiser"
+    shapes = ((key, *(tuple(one[key].shape) for one in (there, here))) for key in there)
+    return next((f"{key} has shape {then}, in the denoiser {now}" for key, then, now in shapes if then != now), "")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segaware.entries import write_entry
-from segaware.errors import TrainingError
+from segaware.errors import TrainingError, WeightsError
 from segaware.inference.memory import keep_pages
 from segaware.metrics import psnr
 from segaware.training import checkpoint
@@ -138,7 +137,8 @@ class _Run:
         if self.main and self.validation is not None:
             check_readable(self.validation)
         self.patches = Patches(images, recipe, self.accelerator.process_index, self.accelerator.num_processes)
-        self.setting = {"processes": self.accelerator.num_processes, "images": len(images), "terms": wrapper.term_weights}
+        self.setting = {"processes": self.accelerator.num_processes, "images": len(images), "terms": wrapper.term_weights,
+                        "losses": wrapper.term_kinds, "called": wrapper.adapter}  # fmt: skip
 
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         wrapper.to(self.device).to(memory_format=self.format)
@@ -155,11 +155,11 @@ class _Run:
             steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
             if len(set(steps)) > 1:
                 raise TrainingError(f"{self.out}: the processes found different checkpoints (steps {steps}); give a folder that all of them see")
-        self.average = Average(wrapper, recipe.ema)
-        self.average.load(average)
         if self.main:
             self._begin()
-        self.model = self.accelerator.prepare(wrapper)
+        self.model = self.accelerator.prepare(wrapper)  # on all processes the first one's weights, from here on
+        self.average = Average(wrapper, recipe.ema)
+        self.average.load(average)
 
     def _resume(self, resume: bool) -> dict[str, Tensor]:
         """Load the checkpoint, if there is one; gives the running average."""
@@ -169,7 +169,12 @@ class _Run:
         if not resume:
             raise TrainingError(f"{self.out}: holds a checkpoint ({found.name}); resume it, or choose another folder")
         tensors, optimizer, record = checkpoint.load(found)
+        if not {"recipe", "step", "psnr"} <= record.keys():
+            raise TrainingError(f"{found}: of another kind of training; choose another folder")
         _same(record, self.setting, self.recipe, record["step"], self.out)
+        differ = checkpoint.differences(tensors["model"], self.wrapper.state_dict())
+        if differ:  # before a tensor that fits is copied: the network stays the caller's
+            raise TrainingError(f"{found}: is of another network ({differ}); choose another folder")
         try:
             self.wrapper.load_state_dict(tensors["model"])
             self.wrapper.load_awareness_state(tensors.get("awareness", {}))
@@ -291,12 +296,17 @@ class _Run:
         self._ready()
         with agreed(self.accelerator):
             renew(self.wrapper, list(self._coming()), torch.Generator().manual_seed(self.recipe.seed))
+        self._take_over()
+        self.average.take_buffers()
+
+    @torch.no_grad()
+    def _take_over(self) -> None:
+        """What the first process has, on all."""
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
             for tensor in (*self.wrapper.parameters(), *self.wrapper.buffers()):
                 tensor.copy_(broadcast(tensor))
-        self.average.take_buffers()
 
     def row(self, output: WrapperOutput) -> dict[str, Any]:
         """One line of the log."""
@@ -305,7 +315,7 @@ class _Run:
             for name, value in output.terms.items()
         }
         return {"step": self.step, "loss": float(output.loss.detach()), "rate": self.recipe.rate(self.step - 1),
-                "gradient": self.norm, "terms": terms}  # fmt: skip
+                "gradient": self.norm if math.isfinite(self.norm) else None, "terms": terms}  # fmt: skip
 
     def validate(self) -> dict[str, float]:
         """Mean PSNR of the held-out images by noise level, clamped, in float32; noise seeded by image.
@@ -353,9 +363,10 @@ class _Run:
         folder = self.out / "model"
         if self.average.values:
             self.wrapper.load_state_dict(self.average.values)
+        self._take_over()  # statistics of a process's own batches among them
         self.wrapper.eval()
         if self.main:
-            _write_model(folder, self.wrapper.denoiser, {"recipe": self.recipe.to_dict(), "validation_psnr": self.last_psnr})
+            _write_model(folder, self.wrapper, {"recipe": self.recipe.to_dict(), "validation_psnr": self.last_psnr})
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -381,17 +392,8 @@ def _same(saved: dict[str, Any], setting: dict[str, Any], recipe: Recipe, step: 
         raise TrainingError(f"{out}: was trained with another recipe or setting ({words}); give the same to resume, or another folder")
 
 
-def _write_model(folder: Path, denoiser: nn.Module, record: dict[str, Any]) -> None:
-    if isinstance(getattr(denoiser, "config", None), dict):
-        write_entry(folder, denoiser, record)
-        return
-    from safetensors import SafetensorError
-    from safetensors.torch import save_model
-
+def _write_model(folder: Path, wrapper: SegAwareWrapper, record: dict[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".model.safetensors.partial"
-        save_model(denoiser, str(partial))
-        os.replace(partial, folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: cannot be written ({error}); the last checkpoint is complete") from error
+        wrapper.save_pretrained(folder, config=record)
+    except WeightsError as error:
+        raise TrainingError(f"{error}; the last checkpoint is complete") from error

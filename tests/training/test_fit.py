@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from segaware import DnCNN, EntropySegAwareLoss, FFDNet, SegAwareWrapper
+from segaware import DnCNN, EntropySegAwareLoss, FFDNet, SegAwareWrapper, from_pretrained
 from segaware.errors import TrainingError
 from segaware.metrics import psnr
 from segaware.training import Recipe, checkpoint, fit
@@ -215,6 +215,53 @@ def test_the_wrapper_holds_what_was_written_and_random_numbers_are_left_alone(tm
     assert torch.equal(torch.get_rng_state(), state)
     written, held = weights(result.model), net.state_dict()
     assert all(torch.equal(held[k], v) for k, v in written.items()) and not net.training
+
+
+class Foreign(nn.Module):
+    """Not of this package, and in a scale of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"of": object()}  # nobody's business
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy):
+        assert noisy.max() > 2, "in 0 to 255"
+        return noisy - self.layer(noisy)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_what_is_written_is_called_as_it_was_trained(tmp_path, foreign):
+    torch.manual_seed(0)
+    wrapper = SegAwareWrapper(Foreign() if foreign else small_net(), (), value_range=(0, 255))
+    result = fit(wrapper, images(), dataclasses.replace(SMALL, steps=3), tmp_path, progress=False)
+    loaded = from_pretrained(result.model, **({"denoiser": Foreign()} if foreign else {})).eval()
+    noisy = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(noisy), wrapper(noisy))
+    with pytest.raises(TrainingError, match="called .* -> .*another folder"):
+        fit(SegAwareWrapper(wrapper.denoiser, ()), images(), dataclasses.replace(SMALL, steps=3), tmp_path, progress=False)
+
+
+def test_a_network_that_is_refused_stays_as_it_was(tmp_path):
+    fit(SegAwareWrapper(DnCNN(depth=4, width=8), ()), images(), SMALL, tmp_path, progress=False)
+    net = DnCNN(depth=5, width=8)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(TrainingError, match="is of another network .body.* in it, but .*in the denoiser"):
+        fit(SegAwareWrapper(net, ()), images(), SMALL, tmp_path, progress=False)
+    assert same(before, net.state_dict())
+    with pytest.raises(TrainingError, match="is of another network .* has shape"):
+        fit(SegAwareWrapper(DnCNN(depth=4, width=9), ()), images(), SMALL, tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_another_kind_of_training(tmp_path):
+    fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False)
+    file = checkpoint.latest(tmp_path) / "state.json"
+    whole = json.loads(file.read_text())
+    for lacking in ("recipe", "optimizer"):
+        file.write_text(json.dumps({key: value for key, value in whole.items() if key != lacking}))
+        with pytest.raises(TrainingError, match="of another kind of training; choose another folder"):
+            fit(SegAwareWrapper(small_net(), ()), images(), SMALL, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("at", [5, 8])  # before the statistics are measured, and just then

@@ -76,10 +76,12 @@ def test_what_is_not_the_weights_fault_goes_on():
 def test_looking_and_lone_fidelity_are_not_watched():
     wrapper = SegAwareWrapper(Shift(), ())
     stop_if_dominated(wrapper, steps=4)
+    (look,) = wrapper._forward_hooks.values()
     clean = torch.rand(1, 3, 8, 8)
     for level in range(1, 30):
         wrapper(clean + 0.1 * level, clean=clean)
         wrapper(clean)
+    assert look.count == 0
 
 
 @pytest.mark.parametrize("batch", [1, 4])
