@@ -661,7 +661,7 @@ def test_segmenters_judged_behind_another_control(setting, tmp_path):
 
 @pytest.mark.parametrize("named, words", [
     (["theirs"], "give NAME=SPEC"), (["../x=noisy"], "give NAME=SPEC"), (["kl=noisy"], "there is a kl already"), (["clean=noisy"], "there is a clean already"),
-    (["a=noisy", "a=dncnn-blind"], "there is a a already"), (["a=nothing-like-it"], "nothing-like-it"),
+    (["a=nlm", "a=dncnn-blind"], "there is a a already"), (["a=nothing-like-it"], "nothing-like-it"),
 ])  # fmt: skip
 def test_denoisers_beside_that_cannot_be_named(arena, named, words):
     with pytest.raises(EvaluationError, match=words):
