@@ -64,14 +64,15 @@ def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
         tied = tuple(e.contestant for e in others if leader.mark == e.mark == "tied")
     else:  # the marks tell who is level with the noisy image
         tied = tuple(e.contestant for e in others if _side(summary, measure, noise, e.contestant, leader.contestant, len(others)) == 0)
-    beaten = any(_side(summary, measure, noise, e.contestant, leader.contestant, len(others)) == 1 for e in others if e.n < leader.n)
+    fewer = [entry.contestant for entry in others if entry.n < leader.n]
+    beaten = any(_side(summary, measure, noise, name, leader.contestant, len(others)) == 1 for name in fewer)
     gap = summary.comparison(measure.key, noise, leader.contestant, "noisy")
     effect = ""
     if gap is not None and not math.isnan(gap.low):
         side = _side(summary, measure, noise, leader.contestant, "noisy", len(found))  # the best of many is ahead by chance now and then
         worse = (gap.high if measure.better > 0 else -gap.low) < 0
         effect = HELPS if side == 1 else HARMS if worse else UNCLEAR
-        if effect != HELPS and any(_side(summary, measure, noise, e.contestant, "noisy", len(found)) == 1 for e in others):
+        if effect != HELPS and any(_side(summary, measure, noise, name, "noisy", len(found)) == 1 for name in fewer):
             effect = PARTLY
     return Finding(measure, noise, leader, leader.mark == "best", tied, beaten, gap, effect)
 

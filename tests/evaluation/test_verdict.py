@@ -171,6 +171,13 @@ def test_one_that_helps_on_fewer_images_is_told_of():
     assert "one that was measured on fewer images helps on these" in details(of_psnr({"a": lambda k: -1.0, "b": lambda k: 3.0 if k else None}))[0]
 
 
+def test_one_that_helps_a_little_on_all_images_has_no_fewer():
+    """The best mean varies, and cannot be told from the noisy image; a smaller one that does not vary can."""
+    wide = np.random.default_rng(7).normal(0, 1.0, 20)
+    text = headline(of_psnr({"a": lambda k: wide[k] - wide.mean() + 0.3, "b": lambda k: 0.2}))
+    assert "fewer images" not in " ".join(text)
+
+
 def test_who_is_level_with_the_noisy_image_is_not_level_with_each_other():
     """All three cannot be told from it by the marks; a and c can from each other."""
     wide = np.random.default_rng(5).normal(0, 0.3, 20)
