@@ -9,7 +9,7 @@ from torch import nn
 
 from segaware.errors import InputError, ModelError, SegawareError, closest
 
-__all__ = ["ARCHITECTURES", "build", "name_of", "register"]
+__all__ = ["ARCHITECTURES", "build", "is_registered", "name_of", "register"]
 
 ARCHITECTURES: dict[str, str] = {
     "DnCNN": "segaware.denoisers.dncnn:DnCNN",
@@ -45,9 +45,18 @@ def register(name: str, target: str) -> None:
 
 def name_of(module: nn.Module) -> str:
     """The name that builds a module again: the one that its class is registered under, else that of the class."""
+    target = _target(module)
+    return next((name for name, known in ARCHITECTURES.items() if known == target), target.rpartition(":")[2].rpartition(".")[2])
+
+
+def is_registered(module: nn.Module) -> bool:
+    """Whether the very class of a module is one that :func:`build` makes."""
+    return _target(module) in ARCHITECTURES.values()
+
+
+def _target(module: nn.Module) -> str:
     kind = type(getattr(module, "_orig_mod", module))  # torch.compile's wrapping aside
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    return next((name for name, known in ARCHITECTURES.items() if known == target), kind.__name__)
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def build(architecture: str, arguments: dict[str, Any] | None = None) -> nn.Module:

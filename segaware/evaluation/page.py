@@ -37,7 +37,7 @@ td.best { font-weight: 700; background: #e2f0e6; } td.best::after { content: " \
 td.tied { background: #f3f3f3; } td.tied::after { content: " ~"; }
 small { color: #555; font-weight: 400; font-size: .85em; }
 table.glance td { text-align: left; vertical-align: top; white-space: normal; min-width: 9rem; } table.glance th { text-align: left; }
-.helps { color: #00507d; } .harms { color: #a33d00; } .unclear { color: #555; }
+.helps { color: #00507d; } .harms { color: #a33d00; } .partly, .unclear { color: #555; }
 figure { margin: 0 0 1.6rem; } img { display: block; } .fit img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 .failed { color: #a33d00; } ul { padding-left: 1.2rem; } li { margin: .25rem 0; }
 pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-top: 3rem; color: #555; font-size: .85rem; }
@@ -60,7 +60,7 @@ pre { background: #f6f6f6; padding: .6rem; overflow-x: auto; } footer { margin-t
 <tbody>{% for title, cells in glance.rows %}
 <tr><td>{{ title }}</td>{% for cell in cells %}<td>{% if cell %}<b>{{ cell.best }}</b> {{ cell.value }}{% if cell.tied %} <small>or {{ cell.tied }}</small>{% endif %}{% if cell.gain %}<div class="{{ cell.effect }}">{{ cell.sign }} {{ cell.gain }}</div>{% endif %}{% else %}-{% endif %}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
-<p><small><span class="helps">&#9650;</span> better than the noisy image itself, <span class="harms">&#9660;</span> worse, ? cannot be said; by how much, with its interval if there is one. "or": not to be told from the best.</small></p>
+<p><small><span class="helps">&#9650;</span> better than the noisy image itself, <span class="harms">&#9660;</span> worse, <span class="partly">&#9680;</span> better only for one that was measured on fewer images, ? cannot be said; by how much, with its interval if there is one. "or": not to be told from the best.</small></p>
 {% if asides %}<ul>{% for line in asides %}<li>{{ line }}</li>
 {% endfor %}</ul>{% endif %}{% endif %}
 {% if figures %}<h2>Figures</h2>{% endif %}
@@ -119,7 +119,7 @@ def page(summary: Summary, folder: str | os.PathLike[str], *, command: str = "",
     )
 
 
-_SIGNS = {"helps": "\u25b2", "harms": "\u25bc", "unclear": "?"}
+_SIGNS = {"helps": "\u25b2", "harms": "\u25bc", "partly": "\u25d0", "unclear": "?"}
 
 
 def _glance(summary: Summary) -> dict[str, Any]:

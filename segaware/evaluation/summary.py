@@ -38,6 +38,8 @@ class Entry:
             level corrected for their number; "tied" for all that cannot be told from the leader; "first" for a leader
             that one with fewer images is ahead of on those that it has; else "".
         per_class: IoU of each class, for mIoU and consistency.
+        ranked: what it is compared by to find the leader: ``value``, but where one has an infinite PSNR somewhere the mean
+            over the images on which none has.
     """
 
     measure: str
@@ -50,6 +52,7 @@ class Entry:
     failed: int
     mark: str = ""
     per_class: tuple[float, ...] = ()
+    ranked: float = math.nan
 
 
 @dataclass
@@ -85,7 +88,7 @@ def summarise(results: Results, *, seed: int = 0) -> Summary:
         for k, noise in enumerate(results.noises):
             data = [results.data(measure, c, k) for c in range(len(results.names))]
             spreads = [replicates(one, weights, measure.kind) if np.isfinite(one).all() else None for one in data]
-            look = _Look(measure, noise, k, data, spreads, weights)
+            look = _Look(measure, noise, k, data, spreads, weights, _finite_for_all(data))
             for c, name in enumerate(results.names):
                 entry = _entry(results, look, name, c)
                 if entry is not None:
@@ -97,7 +100,10 @@ def summarise(results: Results, *, seed: int = 0) -> Summary:
 
 @dataclass(frozen=True)
 class _Look:
-    """One measure under one condition: per contestant its images' values, and their replicates if none is missing."""
+    """One measure under one condition: per contestant its images' values, and their replicates if none is missing.
+
+    ``finite``: images on which no contestant that has a finite value at all is infinite.
+    """
 
     measure: Measure
     noise: str
@@ -105,6 +111,7 @@ class _Look:
     data: list[Any]
     spreads: list[Any]
     weights: Any
+    finite: Any
 
     def compare(self, a: int, b: int, level: float, block: int, names: tuple[str, str] = ("first", "second")) -> Comparison:
         one, other = self.spreads[a], self.spreads[b]
@@ -112,6 +119,12 @@ class _Look:
         return compare(
             self.data[a], self.data[b], self.weights, kind=self.measure.kind, level=level, block=block, names=names, known=known
         )
+
+
+def _finite_for_all(data: list[Any]) -> Any:
+    """Per image, whether no contestant is infinite there, those aside that are so everywhere."""
+    infinite = [np.isinf(one).any(tuple(range(1, one.ndim))) for one in data if np.isfinite(one).any()]
+    return ~np.any(infinite, 0) if infinite else np.ones(len(data[0]), dtype=bool)
 
 
 def _figure(data: Any, kind: str) -> float:
@@ -133,7 +146,9 @@ def _entry(results: Results, look: _Look, name: str, c: int) -> Entry | None:
         low, high = interval(value, spread, level=results.protocol.level, units=units)
     low, high = _bounded(measure, value, low, high)
     classes = tuple(float(v) for v in iou(here.sum(0))) if measure.kind == "iou" else ()
-    return Entry(measure.key, look.noise, name, value, low, high, int(known.sum()), int((~known).sum()), per_class=classes)
+    shared = known & look.finite
+    ranked = _figure(data[shared], measure.kind) if shared.any() and not look.finite.all() else value
+    return Entry(measure.key, look.noise, name, value, low, high, int(known.sum()), int((~known).sum()), per_class=classes, ranked=ranked)
 
 
 def _bounded(measure: Measure, value: float, low: float, high: float) -> tuple[float, float]:
@@ -169,7 +184,7 @@ def _over_draws(results: Results, measure: Measure, k: int, a: int, b: int) -> f
 
 def rank(measure: Measure, entry: Entry) -> tuple[int, float]:
     """What a leader has most of: images first, for a mean without the hard ones is none to compare with."""
-    return entry.n, measure.better * entry.value
+    return entry.n, measure.better * entry.ranked
 
 
 def _mark(summary: Summary, look: _Look) -> None:

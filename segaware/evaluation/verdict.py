@@ -18,7 +18,7 @@ __all__ = ["Finding", "ceilings", "details", "finding", "findings", "gain", "gen
 
 #: How the leader stands to the noisy image it was given.
 HELPS, HARMS, UNCLEAR = "helps", "harms", "unclear"
-#: The leader does not help, but one that was measured on fewer images does, on those that it has.
+#: Of those measured on all images none helps, but one that was measured on fewer does, on those that it has.
 PARTLY = "partly"
 
 
@@ -72,7 +72,8 @@ def finding(summary: Summary, measure: Measure, noise: str) -> Finding | None:
         side = _side(summary, measure, noise, leader.contestant, "noisy", len(found))  # the best of many is ahead by chance now and then
         worse = (gap.high if measure.better > 0 else -gap.low) < 0
         effect = HELPS if side == 1 else HARMS if worse else UNCLEAR
-        if effect != HELPS and any(_side(summary, measure, noise, name, "noisy", len(found)) == 1 for name in fewer):
+        ahead = {entry.contestant for entry in others if _side(summary, measure, noise, entry.contestant, "noisy", len(found)) == 1}
+        if effect != HELPS and ahead and ahead <= {*fewer}:
             effect = PARTLY
     return Finding(measure, noise, leader, leader.mark == "best", tied, beaten, gap, effect)
 

@@ -22,6 +22,7 @@ from segaware.errors import InputError, ModelError
 from segaware.inference.folding import fold_batch_norm
 from segaware.inference.give_back import MACHINE, check_keep, shares, table_of
 from segaware.inference.memory import keep_pages
+from segaware.inference.precision import full_float32
 from segaware.inference.noise_level import estimate_noise
 from segaware.inference.tiling import Box, Tile, halo, tiles
 from segaware.pretrained import load_pretrained
@@ -280,8 +281,7 @@ class Engine:
             if self.precision in ("bfloat16", "float16"):
                 stack.enter_context(torch.autocast(self.device.type, getattr(torch, self.precision)))
             elif self.precision == "float32" and self.device.type == "cuda":
-                same = {"benchmark": torch.backends.cudnn.benchmark, "deterministic": torch.backends.cudnn.deterministic}
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False, **same))
+                stack.enter_context(full_float32())
             yield
 
     def __enter__(self) -> Engine:

@@ -44,8 +44,8 @@ class FitResult:
 
     Args:
         step: steps done.
-        model: folder of the trained denoiser, an entry for ``from_pretrained`` where the denoiser
-            has a ``config``; else holding only its state dict.
+        model: folder of the trained denoiser, an entry for ``from_pretrained``; one whose class has no ``config``, or is
+            neither of segaware nor registered, is given to it again, ``denoiser=network``.
         psnr: last validation, dB by noise level (8-bit units; ``"poisson"`` where there is no
             other noise); empty without validation images.
         seconds: spent in this call.
@@ -366,9 +366,19 @@ class _Run:
         self._take_over()  # statistics of a process's own batches among them
         self.wrapper.eval()
         if self.main:
-            _write_model(folder, self.wrapper, {"recipe": self.recipe.to_dict(), "validation_psnr": self.last_psnr})
+            _write_model(folder, self.wrapper, self._told() | {"recipe": self.recipe.to_dict(), "validation_psnr": self.last_psnr})
         self.accelerator.wait_for_everyone()
         return folder
+
+
+    def _told(self) -> dict[str, Any]:
+        """What the model knows now: of what its start was loaded with, only the data stays true."""
+        told: dict[str, Any] = {"training_noise": self.recipe.noise_words(told=self.wrapper.takes_sigma)}
+        before = getattr(self.wrapper.denoiser, "provenance", {}).get("training_data")
+        if before:
+            data = before if isinstance(before, dict) else {"name": before}
+            told["training_data"] = {**data, "name": f"{self.setting['images']} further images; before: {data.get('name', 'not stated')}"}
+        return told
 
 
 def _accelerator() -> Any:

@@ -170,6 +170,13 @@ class Recipe:
                 free |= {"steps", "cooldown", *lasts}
         return {k: (saved[k], now[k]) for k in now if k not in free and k in saved and saved[k] != now[k]}
 
+    def noise_words(self, told: bool) -> str:
+        """The noise of the training, for people; ``told``: the denoiser is given the level."""
+        low, high = self.sigma
+        gaussian = f"additive Gaussian noise, sigma {low:g}{f'-{high:g}' * (high > low)} of 255, {'told' if told else 'blind'}"
+        poisson = f"Poisson noise, peak {self.peak:g}"
+        return {"gaussian": gaussian, "poisson": poisson, "poisson-gaussian": f"{poisson}, and {gaussian}"}[self.noise]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

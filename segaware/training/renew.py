@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from segaware.errors import TrainingError
+from segaware.inference.precision import full_float32
 
 __all__ = ["renew"]
 
@@ -111,7 +112,7 @@ def renew(network: nn.Module, batches: Sequence[tuple[Tensor | None, ...]], gene
     if not links:
         raise TrainingError("renew: the denoiser has no chain of Conv2d, BatchNorm2d, ReLU and Conv2d in an nn.Sequential; leave renew out")
     saved = {key: value.clone() for key, value in network.state_dict().items()}
-    with _silent(network):
+    with _silent(network), full_float32():
         looked_at = batches[:_TOGETHER]
         before = [network(*batch) for batch in looked_at]
         # not at the ReLU itself: one module may serve in several places

@@ -15,7 +15,7 @@ from torch import nn
 
 from segaware.entries import CONFIG, WEIGHTS, write_entry
 from segaware.errors import WeightsError
-from segaware.registry import name_of
+from segaware.registry import is_registered, name_of
 from segaware.wrapper import SegAwareWrapper
 from segaware.zoo.advice import HubErrors
 from segaware.zoo.card import model_card
@@ -96,7 +96,7 @@ def _wrapped(wrapper: SegAwareWrapper) -> dict[str, Any]:
     arguments = getattr(wrapper.denoiser, "config", None)
     adapter = wrapper.adapter
     kind = type(getattr(wrapper.denoiser, "_orig_mod", wrapper.denoiser))
-    own = isinstance(arguments, dict) and kind.__module__.split(".")[0] == "segaware"
+    own = isinstance(arguments, dict) and (kind.__module__.split(".")[0] == "segaware" or is_registered(wrapper.denoiser))
     if own and {**adapter, "takes_sigma": "auto"} == _PLAIN:
         return {"architecture": name_of(wrapper.denoiser), "arguments": arguments}
     named = {"architecture": name_of(wrapper.denoiser), "arguments": arguments} if own else None

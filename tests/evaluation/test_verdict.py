@@ -4,7 +4,7 @@ import pytest
 from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.results import Results
 from segaware.evaluation.summary import summarise
-from segaware.evaluation.verdict import details, findings, headline
+from segaware.evaluation.verdict import details, finding, findings, headline
 
 N = 12
 BASE = np.random.default_rng(0).uniform(0.3, 0.5, N)
@@ -193,11 +193,23 @@ def test_one_with_a_single_image_takes_no_marks_away():
     assert headline(summary)[1] == "Take a: for PSNR it is ahead of every other method."
 
 
+def test_fewer_images_are_not_told_of_where_one_with_all_helps():
+    values = {"a": lambda k: 9.0 if k % 2 else -7.0, "b": lambda k: 3.0 if k else None, "c": lambda k: 0.5}
+    one = finding(summary := of_psnr(values), summary.results.measures[0], "sigma 25")
+    assert one.leader.contestant == "a" and one.effect == "unclear"
+    assert "by none that has all" not in headline(summary)[0]
+    values.pop("c")
+    assert "by none that has all" in headline(of_psnr(values))[0]
+
+
 def test_an_image_without_any_error_left():
     """PSNR is infinite there: what is compared is the others."""
     summary = of_psnr({"a": lambda k: 2.0 if k else np.inf, "d": lambda k: 1.0})
     assert np.isinf(summary.entry("psnr", "sigma 25", "a").value) and summary.entry("psnr", "sigma 25", "a").mark == "best"
     assert headline(summary)[1].startswith("Take a:")
+    worse = of_psnr({"a": lambda k: 1.0 if k else np.inf, "d": lambda k: 2.0})  # one black frame makes no leader
+    assert worse.entry("psnr", "sigma 25", "d").mark == "best" and not worse.entry("psnr", "sigma 25", "a").mark
+    assert headline(worse)[1].startswith("Take d: for PSNR it is ahead of every other method")
     nothing_left = of_psnr({"a": lambda k: np.inf, "d": lambda k: 1.0})
     assert headline(nothing_left)[1].startswith("Take d:")
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 from segaware import DnCNN, EntropySegAwareLoss, FFDNet, SegAwareWrapper, from_pretrained
-from segaware.errors import TrainingError
+from segaware.errors import InputError, TrainingError
 from segaware.metrics import psnr
+from segaware.registry import ARCHITECTURES
 from segaware.training import Recipe, checkpoint, fit
 from segaware.training.data import Patches, degrade
 
@@ -241,6 +243,35 @@ def test_what_is_written_is_called_as_it_was_trained(tmp_path, foreign):
         torch.testing.assert_close(loaded(noisy), wrapper(noisy))
     with pytest.raises(TrainingError, match="called .* -> .*another folder"):
         fit(SegAwareWrapper(wrapper.denoiser, ()), images(), dataclasses.replace(SMALL, steps=3), tmp_path, progress=False)
+
+
+def test_a_model_tells_of_the_noise_it_was_trained_with_last(tmp_path):
+    """Not of that of its start."""
+    start = from_pretrained("liu-blind")
+    assert start.info.training_noise == "additive Gaussian noise, sigma 0-55 of 255, blind" and "BSDS500" in start.provenance["training_data"]["name"]
+    recipe = dataclasses.replace(SMALL, steps=1, noise="poisson", peak=30.0, validate_every=9)
+    result = fit(SegAwareWrapper(start, ()), images(), recipe, tmp_path / "on", progress=False)
+    loaded = from_pretrained(result.model)
+    assert loaded.info.training_noise == "Poisson noise, peak 30"
+    assert loaded.provenance["training_data"]["name"].startswith("3 further images; before: ") and "Poisson noise, peak 30" in (result.model / "README.md").read_text()
+    told = fit(SegAwareWrapper(FFDNet(), ()), images(), dataclasses.replace(SMALL, steps=1, sigma=(25.0, 25.0)), tmp_path / "new", progress=False)
+    loaded = from_pretrained(told.model)
+    assert loaded.info.training_noise == "additive Gaussian noise, sigma 25 of 255, told" and "training_data" not in loaded.provenance
+
+
+def test_a_registered_denoiser_is_found_again_by_its_name(tmp_path, monkeypatch):
+    for name, known in (("Mine", True), ("DnCNN", False)):  # another that is called as one of ours is not ours
+        module = types.ModuleType(f"of_a_user_{name.lower()}")
+        module.Net = type(name, (DnCNN,), {"__module__": module.__name__, "__qualname__": "Net" if known else "DnCNN"})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        if known:
+            monkeypatch.setitem(ARCHITECTURES, name, f"{module.__name__}:Net")
+        result = fit(SegAwareWrapper(module.Net(depth=3, width=4), ()), images(), dataclasses.replace(SMALL, steps=1), tmp_path / name, progress=False)
+        if known:
+            assert type(from_pretrained(result.model)) is module.Net
+        else:
+            with pytest.raises(InputError, match="denoiser=network"):
+                from_pretrained(result.model)
 
 
 def test_a_network_that_is_refused_stays_as_it_was(tmp_path):
