@@ -13,6 +13,6 @@ def kept(page: Path) -> str:
     if text.count(BEGIN) != text.count(END):
         sys.exit(f'error: {page}: of the marks "{BEGIN}" and "{END}" one is missing; what was written by hand would be lost, so put it back')
     if text and not text.count(BEGIN):
-        sys.exit(f'error: {page}: is there, and not a page of this script, for it lacks the marks "{BEGIN}" and "{END}"; give another --out, or put them back')
+        sys.exit(f'error: {page}: is there, and not a page of this script, for it lacks the marks "{BEGIN}" and "{END}"; put them back, or move it away')
     found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.DOTALL)
     return found[0] if found else f"{BEGIN}\n{END}"

@@ -293,12 +293,17 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    if args.limit is not None:
+        args.work /= "try"  # what a try measured is never taken for all of it
+    writes = args.only in (None, "page") and args.limit is None
+    if writes:
+        kept(DOCS / "results.md")  # a page that cannot be written is told of before hours of measuring
     for which in ("cbsd68", "camvid"):
         if args.only in (None, which):
             if getattr(args, which) is None:
                 raise SystemExit(f"error: --{which}: give the folder of the data")
             measure(which, args)
-    if args.only in (None, "page") and args.limit is None:
+    if writes:
         measured = [which for which in ("cbsd68", "camvid") if (args.work / which / "report.json").is_file()]
         keep_figures({which: figures_of(which, args) for which in measured})
         page(args)

@@ -245,20 +245,27 @@ def jobs(setting, phase: str) -> list[Run]:
         best = choice["factors"].get(name.removesuffix(TWIN), 1.0)
         return begun(args.out, name, best)
 
-    runs = [Run("final", name, factor(name), seed) for seed in seeds for name in names]
+    factors = {name: factor(name) for name in names}
+    runs = [Run("final", name, factors[name], seed) for seed in seeds for name in names]
     planned = [{"contestant": run.name, "factor": run.factor, "folder": run.folder(args.out).name} for run in runs]
     one_factor(args.out / "final", runs_of(args.out, "final") + planned)  # now, not after hours
     return runs
 
 
 def begun(out: Path, name: str, best: float) -> float:
-    """The weight that this final has begun with, also if the screen has found a better one (``best``) since."""
-    texts = {folder.name.rpartition("-s")[0].rpartition("-x")[2] for folder in (out / "final").glob(f"{name}-x*-s*")}
+    """The weight that this final has results with, or is at work with, also if the screen has found a better one (``best``) since."""
+    known = {f"{run['factor']:.3g}": run["factor"] for phase in ("screen", "final") for run in runs_of(out, phase)}  # names of folders are rounded
+    done = {f"{run['factor']:.3g}" for run in runs_of(out, "final") if run["contestant"] == name}
+    texts = done or {_factor_of(folder) for folder in (out / "final").glob(f"{name}-x*-s*") if claimed(folder)}
     if not texts or f"{best:.3g}" in texts:
         return best
-    screened = {f"{run['factor']:.3g}": run["factor"] for run in runs_of(out, "screen")}
     text = min(texts, key=float)
-    return screened.get(text, float(text))
+    print(f"{out / 'final'}: {name} goes on with the weight it began with, x{text}, not x{best:.3g}", flush=True)
+    return known.get(text, float(text))
+
+
+def _factor_of(folder: Path) -> str:
+    return folder.name.rpartition("-s")[0].rpartition("-x")[2]
 
 
 def swept(name: str) -> bool:

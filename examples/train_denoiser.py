@@ -64,13 +64,13 @@ def main() -> None:
         step = len(files) // args.hold_out if args.hold_out else 0
         held = files[step // 2 :: step][: args.hold_out] if step else []
         denoiser = from_pretrained(args.start_from) if args.start_from else DENOISERS[args.model](channels=args.channels)
+        called = {}  # a network that was saved with the way it is called is called so
+        if isinstance(denoiser, SegAwareWrapper):
+            denoiser, called = denoiser.denoiser, denoiser.adapter
         if args.hold_identity:
             if not hasattr(denoiser, "hold_identity"):
                 raise TrainingError("--hold-identity is for ffdnet; leave it out")
             denoiser.hold_identity()
-        called = {}  # a network that was saved with the way it is called is called so
-        if isinstance(denoiser, SegAwareWrapper):
-            denoiser, called = denoiser.denoiser, denoiser.adapter
         wrapper = SegAwareWrapper(denoiser, awareness(args.awareness, args.segmenter), gamma=args.gamma, **called)
         stop_if_dominated(wrapper)
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})

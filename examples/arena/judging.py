@@ -54,7 +54,9 @@ def known_beside(out: Path, denoiser: Contestant, spec: str) -> dict:
     for key, now, what in (("spec", spec, "the figures of {}"), ("weights", weights, "figures of other weights, or by another version of Python")):
         if known.get(key, now) != now:
             told = what.format(known[key])
-            raise EvaluationError(f"--beside {denoiser.name}={spec}: {file.parent} holds {told}; give another name, or delete that folder")
+            elsewhere = not any(file.parent.glob("test-*/cells.jsonl"))  # taken over by --known, and would be again
+            repair = "leave --beside out, or give another name" if elsewhere else "give another name, or delete that folder"
+            raise EvaluationError(f"--beside {denoiser.name}={spec}: {file.parent} holds {told}; {repair}")
     return known | {"contestant": denoiser.name, "kind": denoiser.kind, "spec": spec, "weights": weights}
 
 

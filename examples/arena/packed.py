@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from segaware.entries import shipped_names
 from segaware.errors import EvaluationError
 
 from .known import differences, run_of
 from .setting import FOLDER_NAME, REPORTED, write_bytes, write_json
-from .verdict import alike, one_factor, runs_of
+from .verdict import JUDGES_COMPARED, alike, one_factor, runs_of
 
 PACKED = "packed.json.xz"
 _SCHEMA = 1
@@ -72,7 +73,7 @@ def unpack(file: Path, out: Path, setting: dict, **planned) -> Path | None:
     if folder.exists():
         raise EvaluationError(f"{folder}: a training that is not finished is in the place of {file}; finish it, or delete that folder")
     try:
-        reports = {which: _report(test) for which, test in record["tests"].items()}
+        reports = {which: _report(test, _compared(record["setting"])) for which, test in record["tests"].items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise EvaluationError(f"{file}: damaged ({type(error).__name__}: {error}); {_REPAIR}") from error
     if folder.parent.name == "final":
@@ -98,12 +99,18 @@ def unpack(file: Path, out: Path, setting: dict, **planned) -> Path | None:
     return folder
 
 
-def _report(test: dict) -> tuple[dict, bytes | None]:
+def _compared(setting: dict) -> bool:
+    """Whether the comparison of settings has told that the judges are the same: by what they hold, or as they ship."""
+    return "judge_contents" in setting or {*setting.get("judge", ["?"])} <= {*shipped_names()}
+
+
+def _report(test: dict, compared: bool) -> tuple[dict, bytes | None]:
     """The report, and the classifier's looks beside it."""
     about = {key: test[key] for key in _ABOUT}
     rows = [_judged(row, matrix_of) for row in test["rows"]]
     classes = test["classes"]
-    return about | {"environment": about["environment"] | {"kept": _FIGURES}, "rows": rows}, None if classes is None else classes.encode()
+    told = {"kept": _FIGURES} | ({JUDGES_COMPARED: "with the setting"} if compared else {})
+    return about | {"environment": about["environment"] | told, "rows": rows}, None if classes is None else classes.encode()
 
 
 def _read(file: Path) -> dict:

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import platform
 import shutil
 import time
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def claimed(folder: Path) -> bool:
 @contextlib.contextmanager
 def at_work(phase: Path):
     """Others see, by :func:`busy`, that this process works on the trainings of a phase: also between two of them."""
-    folder = phase / f".at-work-{os.getpid()}"
+    folder = phase / f".at-work-{platform.node() or 'here'}-{os.getpid()}"  # numbers are those of one machine
     try:
         with claim(folder):
             yield
@@ -101,6 +102,10 @@ def _take(file: IO[bytes]) -> bool:
             return False
         raise TrainingError(f"{file.name}: the file system has no locks ({error.strerror}); give an --out on another disk") from error
     return True
+
+
+class NoGradient(TrainingError):
+    """A term cannot be trained with: what another contestant does not suffer from."""
 
 
 def gradient_shares(setting: Setting, name: str, batches: int = 8) -> list[dict]:
@@ -147,7 +152,7 @@ def _norm(denoised: Tensor, loss) -> float:
     (gradient,) = torch.autograd.grad(value, image, allow_unused=True)
     norm = 0.0 if gradient is None else float(gradient.norm())
     if not math.isfinite(norm):
-        raise TrainingError(f"the gradient at the denoised image is {norm}; look at the segmenter")
+        raise NoGradient(f"the gradient at the denoised image is {norm}; look at the segmenter")
     return norm
 
 
@@ -183,7 +188,7 @@ def train(setting: Setting, run: Run) -> dict:
     result = {"contestant": run.name, "factor": run.factor, "seed": run.seed, "steps": setting.args.steps}
     try:
         weights = gradient_shares(setting, run.name)
-    except TrainingError as error:  # as where it happens in training
+    except NoGradient as error:  # as where it happens in training
         return result | {"weights": {}, "state": "stopped", "error": str(error), "shares": {}, "minutes": round((time.monotonic() - start) / 60, 2)}
     terms = found.terms(kit_of(setting, run.name))
     pairs = [(run.factor * w["weight"], loss) for w, (_, loss) in zip(weights, terms, strict=True)]

@@ -22,6 +22,7 @@ from segaware.evaluation.judges import Judge, open_judge
 from segaware.evaluation.protocol import Noise, Protocol
 from segaware.evaluation.sources import CAMVID_CLASSES, Source, open_source
 from segaware.niqe_features import BLOCK
+from segaware.pretrained import is_repo, load_pretrained
 from segaware.segmenters.backbones import load_library
 from segaware.training import Recipe
 from segaware.training.data import ImageFiles, image_files
@@ -150,8 +151,8 @@ class Setting:
             if net.num_classes != len(CAMVID_CLASSES) or (names and tuple(names) != CAMVID_CLASSES):
                 raise InputError(
                     f"--segmenter {spec}: knows {net.num_classes} classes ({', '.join(names or ('unnamed',))}), the labels have"
-                    f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels (examples/train_segmenter.py),"
-                    " or name --contestants that need none of it (--list)"
+                    f" {len(CAMVID_CLASSES)} ({', '.join(CAMVID_CLASSES)}); train one on these labels (examples/train_segmenter.py)"
+                    + ", or name --contestants that need none of it (--list)" * (number > 0)
                 )
 
     def protocols(self) -> dict[str, Protocol]:
@@ -194,7 +195,8 @@ class Setting:
             SegawareError: judges, levels, a recipe or weights that do not do.
         """
         self.judges()
-        self.home_judge().check(CAMVID_CLASSES, "CamVid")  # it judges as well
+        self.home_judge()
+        self.check_classes(0)  # it judges as well, whoever trains
         self.protocols()
         for seed in self.args.seeds or [0]:
             self.recipe(seed)
@@ -247,8 +249,8 @@ class Setting:
         if file is not None and not Path(file).is_file():
             raise InputError(f"--imagenet {file}: no such file; give SqueezeNet 1.0 weights (safetensors)")
         return {
-            "start_weights": _contents(self.start()), "segmenter_weights": [_contents(net) for net in self.home()],
-            "judge_contents": [_contents(load_entry(locate(spec))) for spec in self.args.judge],  # not keys, which tell Python's version too
+            "start_weights": contents(self.start()), "segmenter_weights": [contents(net) for net in self.home()],
+            "judge_contents": [contents(_opened(spec)) for spec in self.args.judge],  # not keys, which tell Python's version too
             "imagenet_weights": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
         }  # fmt: skip
 
@@ -268,7 +270,12 @@ def _names(names: Iterable[str]) -> str:
     return f"{len(found)} files, names {hashlib.sha256(chr(10).join(found).encode()).hexdigest()[:12]}"
 
 
-def _contents(net: nn.Module) -> str:
+def _opened(spec: str) -> nn.Module:
+    return load_pretrained(spec) if is_repo(spec) else load_entry(locate(spec))
+
+
+def contents(net: nn.Module) -> str:
+    """Its weights in twelve digits: under another version of Python, or of the code, the same."""
     return hashlib.sha256(save(net.state_dict())).hexdigest()[:12]
 
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from segaware.entries import load_entry, locate, read_config, write_entry
 from segaware.errors import TrainingError
-from segaware.evaluation.contestants import Model, hash_module
+from segaware.evaluation.contestants import Model
 from segaware.evaluation.judges import Judge
 from segaware.evaluation.runner import evaluate
 from segaware.evaluation.significance import compare, interval, replicates, resample, statistic
 
 from .runs import claim
-from .setting import HELD_DRIVE, Setting, read_json, write_json
+from .setting import HELD_DRIVE, Setting, contents, read_json, write_json
 from .verdict import plain
 
 
@@ -28,14 +28,14 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
     """
     args = setting.args
     folder = setting.out / "segmenters" / kind
-    behind = None if control is None else hash_module(control)
+    behind = None if control is None else contents(control)
 
     def same(known: str | None) -> None:
-        if known != behind:
+        if differs(known, behind):
             raise TrainingError(f"{folder}: trained behind another denoiser than the control there is now; move that folder away, or take another --out")
 
     if (folder / "config.json").is_file():
-        same(read_config(folder)["recipe"].get("behind", behind))  # older ones do not tell
+        same(read_config(folder)["recipe"].get("behind"))
         return load_entry(folder)
     setting.check_classes(0)
     frames = train_segmenter.load(args.camvid, "train", lambda stem: HELD_DRIVE not in stem)
@@ -47,7 +47,7 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
         state = torch.load(checkpoint, weights_only=True)
         if state["steps"] != total:
             raise TrainingError(f"{checkpoint}: of a training of {state['steps']} steps, not {total}; give the same --segmenter-steps")
-        same(state.get("behind", behind))
+        same(state.get("behind"))
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step = state["step"]
@@ -86,6 +86,11 @@ def tune(setting: Setting, kind: str, control=None) -> nn.Module:
     return model
 
 
+def differs(known: str | None, behind: str | None) -> bool:
+    """Whether a segmenter was trained behind another control; older ones do not tell, or tell the version of Python too."""
+    return known is not None and len(known) == len(behind or "") and known != behind
+
+
 def instead(setting: Setting, control_folder) -> bool:
     """Train both, judge them on the reported frames beside the frozen one, and write ``segmenters.json``.
 
@@ -97,7 +102,7 @@ def instead(setting: Setting, control_folder) -> bool:
             return file.is_file()
         control = load_entry(control_folder / "model")
         if file.is_file():
-            if read_json(file).get("behind", hash_module(control)) != hash_module(control):  # older ones do not tell
+            if differs(read_json(file).get("behind"), contents(control)):
                 raise TrainingError(
                     f"{file}: of another control than there is now ({control_folder}); move it and {setting.out / 'segmenters'} away to measure anew"
                 )
@@ -124,5 +129,5 @@ def instead(setting: Setting, control_folder) -> bool:
                     gap = compare(data, frozen, weights, kind="iou", block=results.block)
                     row["against"] = {"difference": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p}
                 rows.append(row)
-        write_json(file, plain({"steps": setting.args.segmenter_steps, "behind": hash_module(control), "rows": rows}))
+        write_json(file, plain({"steps": setting.args.segmenter_steps, "behind": contents(control), "rows": rows}))
         return True

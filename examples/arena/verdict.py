@@ -23,6 +23,9 @@ from .setting import REPORTED, read_json
 BUDGET = 0.10  # dB that awareness may cost
 SHOWN = ("psnr", "ssim", "niqe", "miou", "consistency", "changed")
 
+#: Of the environment of a report that was taken over: its judges were compared then, and not by their keys.
+JUDGES_COMPARED = "judges compared"
+
 
 def runs_of(out: Path, phase: str) -> list[dict]:
     """The results of the finished trainings (of the denoisers beside them: those that are measured), with their folder."""
@@ -196,12 +199,12 @@ def _same_look(folder: Path, report: Results, first: Results) -> None:
     """What is pooled and paired was measured on the same images by the same judges, whatever their names.
 
     A judge's key changes with the version of Python and of the libraries; of what was packed elsewhere the setting, which
-    was compared when it was taken over, tells what the judges hold.
+    was compared when it was taken over, tells what the judges hold, or that they are those that ship.
 
     Raises:
         EvaluationError: it was not.
     """
-    elsewhere = any("kept" in one.environment for one in (report, first))
+    elsewhere = any(one.environment.get(JUDGES_COMPARED) for one in (report, first))
     keys = [[(judge["name"], "" if elsewhere else judge["key"]) for judge in one.judges] for one in (report, first)]
     for what, own, other in (("images", report.images, first.images), ("judges", *keys)):
         if own != other:

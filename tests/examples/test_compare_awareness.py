@@ -287,7 +287,7 @@ def test_two_weights_of_a_contestant_are_not_pooled(arena, tmp_path):
         collect(tmp_path, {})
 
 
-def test_a_final_goes_on_with_the_weight_it_began_with(arena, tmp_path):
+def test_a_final_goes_on_with_the_weight_it_began_with(arena, tmp_path, capsys):
     """Though the screen prefers another since."""
     keep_result(tmp_path, "screen", run_of("fidelity", 1.0, 27.0, 0.4))
     keep_result(tmp_path, "screen", run_of("kl", 10 / 3, 27.0, 0.41))
@@ -296,7 +296,13 @@ def test_a_final_goes_on_with_the_weight_it_began_with(arena, tmp_path):
     (tmp_path / "final/kl-x3.33-s0").mkdir(parents=True)
     keep_result(tmp_path, "screen", run_of("kl", 30.0, 27.0, 0.42))
     assert arena.chosen(tmp_path)["factors"]["kl"] == 30.0
-    assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {10 / 3}
+    with arena.claim(tmp_path / "final/kl-x3.33-s0"):  # at work
+        assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {10 / 3}
+    assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {30.0}  # killed before it had any result
+    (tmp_path / "final/kl-x3.33-s0/result.json").write_text(json.dumps(run_of("kl", 3.3301, 27.0, 0.41)))
+    capsys.readouterr()
+    assert {run.factor for run in arena.jobs(Namespace(args=args), "final")} == {3.3301}  # as the final has it
+    assert capsys.readouterr().out.count("kl goes on with the weight it began with, x3.33, not x30") == 1
 
 
 def test_a_gradient_that_is_not_finite_stops_one_contestant_alone(setting, monkeypatch):
@@ -305,6 +311,18 @@ def test_a_gradient_that_is_not_finite_stops_one_contestant_alone(setting, monke
     monkeypatch.setattr(runs, "fidelity", lambda image, clean: (image * float("nan")).sum())
     done = runs.train(setting, runs.Run("screen", "kl", 3.0, 0))
     assert done["state"] == "stopped" and "is nan; look at the segmenter" in done["error"] and done["shares"] == {}
+
+
+def test_photographs_that_are_gone_stop_everything(setting, monkeypatch):
+    """No contestant is done with because a disk was not there."""
+    from arena import runs
+
+    def gone(setting, name):
+        raise TrainingError("2 of 3 training images cannot be used")
+
+    monkeypatch.setattr(runs, "images_of", gone)
+    with pytest.raises(TrainingError, match="cannot be used"):
+        runs.train(setting, runs.Run("screen", "kl", 3.0, 0))
 
 
 def test_a_classifier_looks_at_gray_images_and_after_a_full_disk(setting, tmp_path):
@@ -556,7 +574,7 @@ def test_numbers_that_make_no_sense(arena, bad, words, capsys):
 @pytest.mark.parametrize("key, value, words", [
     ("choose_sigma", [25.0, 25.0], "twice"), ("choose_sigma", [-1.0], "sigma -1"), ("optimizer", "muom", "muom"), ("learning_rate", -1.0, "learning_rate"),
     ("precision", "bf17", "bf17"), ("validation_crop", 0, "validation_crop"), ("imagenet", "t/1.png", "--imagenet .*not SqueezeNet 1.0"),
-    ("judge", ["nobody"], "nobody"), ("segmenter", ["five"], "home .*5 classes"),
+    ("judge", ["nobody"], "nobody"), ("segmenter", ["five"], "--segmenter .*knows 5 classes .*train one on these labels .examples.train_segmenter.py.$"),
 ])  # fmt: skip
 def test_a_folder_is_not_bound_to_what_is_refused(arena, setting, key, value, words, monkeypatch, tmp_path):
     write_entry(tmp_path / "five", FPNSegmenter(5, "squeezenet1_0", None, 8, head="trained"))
@@ -638,11 +656,24 @@ def test_one_folder_of_images_is_not_four_levels(arena, tmp_path):
     assert not arena.known_beside(tmp_path, denoiser, spec)["done"]
 
 
+def test_the_repair_for_another_denoiser_of_the_same_name(arena, tmp_path):
+    """What was taken over would be taken over again if its folder were deleted."""
+    ((spec, denoiser),) = arena.opened(["theirs=liu-blind"])
+    place = tmp_path / "beside/theirs"
+    (place / "test-frames").mkdir(parents=True)
+    (place / "result.json").write_text(json.dumps({"contestant": "theirs", "weights": "others", "done": True}))
+    with pytest.raises(EvaluationError, match="leave --beside out, or give another name"):
+        arena.known_beside(tmp_path, denoiser, spec)
+    (place / "test-frames/cells.jsonl").touch()
+    with pytest.raises(EvaluationError, match="or delete that folder"):
+        arena.known_beside(tmp_path, denoiser, spec)
+
+
 def test_a_segmenter_trained_behind_another_control(setting, tmp_path, monkeypatch):
     from arena import tuning
 
     folder = tmp_path / "segmenters/denoised"
-    write_entry(folder, setting.home()[0], {"recipe": {"behind": tuning.hash_module(setting.start())}})
+    write_entry(folder, setting.home()[0], {"recipe": {"behind": tuning.contents(setting.start())}})
     assert tuning.tune(setting, "denoised", setting.start()).num_classes == 11
     with pytest.raises(TrainingError, match="trained behind another denoiser"):
         tuning.tune(setting, "denoised", DnCNN(depth=3, width=4))
@@ -653,10 +684,12 @@ def test_segmenters_judged_behind_another_control(setting, tmp_path):
 
     for name, denoiser in (("now", setting.start()), ("then", DnCNN(depth=3, width=4))):
         write_entry(tmp_path / name / "model", denoiser)
-    (tmp_path / "segmenters.json").write_text(json.dumps({"behind": tuning.hash_module(load_entry(tmp_path / "then/model"))}))
+    (tmp_path / "segmenters.json").write_text(json.dumps({"behind": tuning.contents(load_entry(tmp_path / "then/model"))}))
     assert tuning.instead(setting, tmp_path / "then")
     with pytest.raises(TrainingError, match="segmenters.json: of another control than there is now"):
         tuning.instead(setting, tmp_path / "now")
+    (tmp_path / "segmenters.json").write_text(json.dumps({"behind": 64 * "0"}))  # told of the version of Python as well
+    assert tuning.instead(setting, tmp_path / "now")
 
 
 @pytest.mark.parametrize("named, words", [

@@ -1,5 +1,6 @@
 """examples/arena/packed.py: a final that goes on where it stood on another machine."""
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -235,6 +236,21 @@ def test_judges_of_another_python_are_the_same_judges(arena, finished, tmp_path)
     assert collect(here, {})["gaps"][0]["paired_seeds"] == 2
     with pytest.raises(EvaluationError, match="of another comparison .judge_contents"):
         unpack(file, tmp_path / "other", {"judge_contents": ["b"]})
+
+
+@pytest.mark.parametrize("judge, pooled", [("unet-camvid", True), ("runs/unet-camvid", False)])
+def test_packs_that_do_not_tell_what_their_judges_hold(arena, finished, tmp_path, judge, pooled):
+    """Those that ship are known by their names; of others the keys must be the same."""
+    from arena.packed import PACKED, pack_finished, unpack
+    from arena.verdict import collect
+
+    for report in finished.glob("final/*-s1/test-*/report.json"):
+        report.write_text(report.read_text().replace('"key": "judge-a"', '"key": "judge-a, of Python 3.99"'))
+    pack_finished(finished, {"judge": [judge]})
+    for file in sorted(finished.glob(f"*/*-s?/{PACKED}")):
+        unpack(file, tmp_path / "here", {"judge": [judge], "judge_contents": ["a"]})
+    with contextlib.nullcontext() if pooled else pytest.raises(EvaluationError, match="measured with other judges than the control's"):
+        assert collect(tmp_path / "here", {})["gaps"][0]["paired_seeds"] == 2
 
 
 @pytest.mark.parametrize("planned, words", [({"steps": 4}, "different steps.* 4 .this call.*of packed"), ({"steps": 3}, "kl with two weights")])

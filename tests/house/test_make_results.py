@@ -98,8 +98,15 @@ def test_nothing_kept(make):
 
 def test_a_try_writes_no_page(make, tmp_path, arguments, capsys):
     make.main([*arguments, "--limit", "1"])
-    assert read_report(tmp_path / "work/cbsd68").images == ["a"]
+    assert read_report(tmp_path / "work/try/cbsd68").images == ["a"] and [f.name for f in (tmp_path / "work").iterdir()] == ["try"]
     assert not [path for path in (tmp_path / "docs").rglob("*") if path.is_file()]
+
+
+def test_a_page_of_something_else_is_told_of_before_anything_is_measured(make, tmp_path, arguments):
+    (tmp_path / "docs/results.md").write_text("mine")
+    with pytest.raises(SystemExit, match="not a page of this script"):
+        make.main(arguments)
+    assert not (tmp_path / "work").exists()
 
 
 def test_what_was_not_measured_or_is_damaged_leaves_all_as_it_was(make, tmp_path, arguments, monkeypatch, capsys):
