@@ -157,6 +157,7 @@ def measure(args, source, protocol, folders):
     networks = {name: load_entry(folders[name]) for name in used}
     hashes = {name: hash_module(network) for name, network in networks.items()}
     condition = next((read_config(folders[name])["setting"]["condition"] for name in used if name.startswith("D")), "logits")
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}  # as trained, before folding
     for network in networks.values():
         fold_batch_norm(network)
         network.to(memory_format=torch.channels_last).requires_grad_(False)
@@ -196,15 +197,15 @@ def measure(args, source, protocol, folders):
                 data[name].append(found.sum(0) if name in MAPS else found.mean(0))
             print(f"{item.index + 1} of {len(source)}: {item.name}", flush=True)
     stacked = {name: np.stack(rows) for name, rows in data.items()}
-    return networks, condition, {n: {"iou": a} if n in MAPS else {"psnr": a[:, 0], "ssim": a[:, 1]} for n, a in stacked.items()}
+    return networks, sizes, condition, {n: {"iou": a} if n in MAPS else {"psnr": a[:, 0], "ssim": a[:, 1]} for n, a in stacked.items()}
 
 
 class Page:
     """The tables and words, from what was measured."""
 
-    def __init__(self, args, source, protocol, networks, data, folders):
+    def __init__(self, args, source, protocol, sizes, data, folders):
         self.args, self.source, self.protocol, self.data, self.folders = args, source, protocol, data, folders
-        self.sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        self.sizes = sizes
         self.block = protocol.block or source.block
         self.weights = resample(len(source), block=self.block)
         self.units = -(-len(source) // min(self.block, len(source)))
@@ -356,7 +357,7 @@ class Page:
         recipes = "in each stage's `config.json`; those of the cascade that ships in [its card](../segaware/weights/sdabn-camvid-s50/README.md), with the command of the segmenter S0"
         out = ["## What is not trained", "", f"With these commands, and the `--scale`, `--recipe`, `--set` and `--start` of the stages that are there ({recipes}; stages of other recipes are refused), the rows above fill:", "", "```text", *lines, "```", ""] if lines else []
         return [
-            *out, "Other noise, each in a folder of its own, and this page of it:", "", "```text",
+            *out, f"Other noise, each in a folder of its own, and this page of it; for stages like those above with their `--scale`, `--recipe`, `--set` and `--start` ({recipes}), else they are as long as the paper's, days of a GPU:", "", "```text",
             *(f"python examples/train_sdabn.py --data CAMVID --out RUNS-{other.split()[1]} {other} --variant progressive DDFN" for other in others),
             f"python docs/make_sdabn.py --runs RUNS-{others[0].split()[1]} --camvid CAMVID --noise '{others[0][2:].replace('poisson', 'peak')}' --out sdabn-{others[0].split()[1]}.md", "```", "",
         ]  # fmt: skip
@@ -457,8 +458,8 @@ def main(argv=None):
     source = open_source(args.camvid, "camvid", split="val").select(None, args.limit)
     protocol = Protocol(noises=(noise,), draws=args.draws, preset="sdabn")
     folders = stages_in(args.runs, noise, args.start)
-    networks, condition, data = measure(args, source, protocol, folders)
-    page = Page(args, source, protocol, networks, data, folders)
+    networks, sizes, condition, data = measure(args, source, protocol, folders)
+    page = Page(args, source, protocol, sizes, data, folders)
     text = page.text(strip(args, source, protocol, networks, condition))
     args.out.write_text(text, encoding="utf-8")
     print(args.out)

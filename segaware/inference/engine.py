@@ -22,8 +22,8 @@ from segaware.errors import InputError, ModelError
 from segaware.inference.folding import fold_batch_norm
 from segaware.inference.give_back import MACHINE, check_keep, shares, table_of
 from segaware.inference.memory import keep_pages
-from segaware.inference.precision import full_float32
 from segaware.inference.noise_level import estimate_noise
+from segaware.inference.precision import full_float32
 from segaware.inference.tiling import Box, Tile, halo, tiles
 from segaware.pretrained import load_pretrained
 
