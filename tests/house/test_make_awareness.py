@@ -348,4 +348,4 @@ def test_a_page_is_what_its_figures_say(make, tmp_path, monkeypatch, page):
 
 
 def test_the_pages_with_figures_are_looked_at():
-    assert {"awareness-seeds", "awareness-dncnn"} <= {page.stem for page in WRITTEN}
+    assert {"awareness-seeds", "awareness-dncnn", "awareness-weights"} <= {page.stem for page in WRITTEN}
