@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segaware.errors import TrainingError, WeightsError
+from segaware.errors import TrainingError
 from segaware.inference.memory import keep_pages
 from segaware.metrics import psnr
 from segaware.training import checkpoint
@@ -30,6 +30,7 @@ from segaware.training.optimizer import make_optimizer
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
 from segaware.training.renew import renew
+from segaware.training.trained import write_trained
 from segaware.wrapper import SegAwareWrapper, WrapperOutput
 
 __all__ = ["FitResult", "fit"]
@@ -366,19 +367,9 @@ class _Run:
         self._take_over()  # statistics of a process's own batches among them
         self.wrapper.eval()
         if self.main:
-            _write_model(folder, self.wrapper, self._told() | {"recipe": self.recipe.to_dict(), "validation_psnr": self.last_psnr})
+            write_trained(folder, self.wrapper, self.recipe, self.setting["images"], self.last_psnr)
         self.accelerator.wait_for_everyone()
         return folder
-
-
-    def _told(self) -> dict[str, Any]:
-        """What the model knows now: of what its start was loaded with, only the data stays true."""
-        told: dict[str, Any] = {"training_noise": self.recipe.noise_words(told=self.wrapper.takes_sigma)}
-        before = getattr(self.wrapper.denoiser, "provenance", {}).get("training_data")
-        if before:
-            data = before if isinstance(before, dict) else {"name": before}
-            told["training_data"] = {**data, "name": f"{self.setting['images']} further images; before: {data.get('name', 'not stated')}"}
-        return told
 
 
 def _accelerator() -> Any:
@@ -400,10 +391,3 @@ def _same(saved: dict[str, Any], setting: dict[str, Any], recipe: Recipe, step: 
     if changes:
         words = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
         raise TrainingError(f"{out}: was trained with another recipe or setting ({words}); give the same to resume, or another folder")
-
-
-def _write_model(folder: Path, wrapper: SegAwareWrapper, record: dict[str, Any]) -> None:
-    try:
-        wrapper.save_pretrained(folder, config=record)
-    except WeightsError as error:
-        raise TrainingError(f"{error}; the last checkpoint is complete") from error

@@ -710,10 +710,10 @@ def test_denoisers_beside_are_measured_once(arena, setting, tmp_path, monkeypatc
     arena.measure(setting, others)
     arena.measure(setting, others)
     assert measured == [("theirs", tmp_path / "beside/theirs", {})]
-    with pytest.raises(EvaluationError, match="holds the figures of .*start; give another name"):
+    with pytest.raises(EvaluationError, match="holds the figures of .*start; leave --beside out, or give another name"):
         arena.measure(setting, [("other", others[0][1])])
     write_entry(tmp_path / "start", DnCNN(depth=3, width=4))
-    with pytest.raises(EvaluationError, match="holds figures of other weights, .*; give another name"):
+    with pytest.raises(EvaluationError, match="holds figures of other weights, .*; leave --beside out, or give another name"):
         arena.measure(setting, arena.opened([f"theirs={tmp_path / 'start'}"]))
     data = ["--out", "x", "--photographs", "p", "--camvid", "c", "--test-photographs", "t", "--judge", "j"]
     for options, words in ((["--screen", "--beside", "a=noisy"], "--beside goes with --final"), (["--final", "--factor", "1", "3"], "takes one --factor")):
