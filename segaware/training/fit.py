@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from segaware.errors import TrainingError
 from segaware.inference.memory import keep_pages
-from segaware.metrics import psnr
 from segaware.training import checkpoint
 from segaware.training.agreed import agreed
 from segaware.training.average import Average
 from segaware.training.batch_norm import batch_norms, measure
-from segaware.training.data import Batch, Patches, as_float, check_readable, degrade, open_images
+from segaware.training.data import Batch, Patches, check_readable, open_images
 from segaware.training.log import Log, not_finite
 from segaware.training.optimizer import make_optimizer
 from segaware.training.precision import LOWER, precision_here
 from segaware.training.recipe import Recipe
 from segaware.training.renew import renew
 from segaware.training.trained import write_trained
+from segaware.training.validation import Validation
 from segaware.wrapper import SegAwareWrapper, WrapperOutput
 
 __all__ = ["FitResult", "fit"]
@@ -134,15 +134,16 @@ class _Run:
         channels = wrapper.likely_channels
         images = open_images(data, channels)
         check_readable(images)
-        self.validation = None if validation is None else open_images(validation, channels)
-        if self.main and self.validation is not None:
-            check_readable(self.validation)
+        held_out = None if validation is None else open_images(validation, channels)
+        if self.main and held_out is not None:
+            check_readable(held_out)
         self.patches = Patches(images, recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.setting = {"processes": self.accelerator.num_processes, "images": len(images), "terms": wrapper.term_weights,
                         "losses": wrapper.term_kinds, "called": wrapper.adapter}  # fmt: skip
 
         self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         wrapper.to(self.device).to(memory_format=self.format)
+        self.validation = None if held_out is None else Validation(held_out, recipe, wrapper, self.device, self.format)
         self.optimizer = make_optimizer(wrapper, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         # fit's own, for accelerate's could not be switched off for the last steps; bfloat16 needs none
@@ -198,6 +199,10 @@ class _Run:
     def go(self, progress: bool) -> FitResult:
         recipe, start = self.recipe, time.monotonic()
         loader = DataLoader(self.patches, batch_size=None, sampler=range(self.step, recipe.steps), num_workers=recipe.workers)  # type: ignore[arg-type]
+        if self.validation is not None:
+            with agreed(self.accelerator):
+                if self.main:
+                    self.validation.rehearse()
         saved, window, window_step = start, start, self.step
         bar = tqdm(total=recipe.steps, initial=self.step, unit="step", disable=not (progress and self.main), mininterval=2)
         log = Log(self.out / "log.jsonl", self.step) if self.main else None
@@ -319,36 +324,16 @@ class _Run:
                 "gradient": self.norm if math.isfinite(self.norm) else None, "terms": terms}  # fmt: skip
 
     def validate(self) -> dict[str, float]:
-        """Mean PSNR of the held-out images by noise level, clamped, in float32; noise seeded by image.
-
-        The first process measures, for its weights are those that are saved; the others wait.
-        """
-        found = [self._validate() if self.main else {}]
+        """PSNR of the averaged weights. The first process measures, for its weights are those that are saved; the others wait."""
+        found: list[dict[str, float]] = [{}]
+        if self.main and self.validation is not None:
+            with self.average.inside():
+                found = [self.validation.psnr()]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(found)
         return found[0]
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        side, recipe = self.recipe.validation_crop, self.recipe
-        levels = {"poisson": 0.0} if recipe.noise == "poisson" else {f"{level:g}": level / 255 for level in recipe.validation_sigmas}
-        result = {}
-        images = () if self.validation is None else self.validation
-        with self.average.inside():
-            self.wrapper.eval()
-            for name, level in levels.items():
-                values = []
-                for i, item in enumerate(images):
-                    clean = as_float(item[0] if isinstance(item, (tuple, list)) else item)
-                    top, left = (max(0, (n - side) // 2) for n in clean.shape[1:])
-                    clean = clean[None, :, top : top + side, left : left + side].to(self.device)
-                    noisy = degrade(clean, recipe, level, torch.Generator().manual_seed(i))
-                    sigma = level if self.wrapper.takes_sigma else None
-                    values.append(psnr(self.wrapper(noisy.to(memory_format=self.format), sigma), clean, clamp=True))
-                result[name] = round(float(torch.cat(values).mean()), 4)
-        return result
 
     def save(self) -> None:
         if self.main and self.step != self.saved:

@@ -200,6 +200,26 @@ def test_sizes_are_padded_and_cropped(multiple):
             plain(net)(torch.rand(1, 3, *size))
 
 
+class Windows(Conv):
+    """Squares of 4 x 4 by a view, as window attention has them."""
+
+    def forward(self, image):
+        batch, channels, height, width = image.shape
+        image.reshape(batch, channels, height // 4, 4, width // 4, 4)
+        return super().forward(image)
+
+
+class Mirrored(Conv):
+    def forward(self, image):
+        return super().forward(F.pad(image, (8, 8, 8, 8), mode="reflect"))[..., 8:-8, 8:-8]
+
+
+@pytest.mark.parametrize("net", [nn.PixelUnshuffle(2), Windows(), Mirrored()], ids=["folds", "windows", "mirrors"])
+def test_what_a_network_says_of_sizes_gets_the_repair(net):
+    with pytest.raises(ModelError, match=r"shape \(1, 3, 7, 7\); if its sides must be multiples .* pass size_multiple to the wrapper"):
+        plain(net)(torch.rand(1, 3, 7, 7))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 8, 16]), st.sampled_from(["image", "noise"]))
 def test_every_size_comes_back(height, width, multiple, predicts):

@@ -337,6 +337,23 @@ def test_validation_has_the_noise_of_the_recipe(tmp_path, noise):
     assert value == pytest.approx(expected, abs=1.0)  # clamping gains a little
 
 
+def test_a_size_that_the_network_cannot_take_is_told_before_the_first_step(tmp_path):
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fold, self.unfold = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
+            self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+        def forward(self, noisy):
+            return self.unfold(self.conv(self.fold(noisy)))
+
+    held_out = [torch.rand(3, 40, 40), torch.rand(3, 20, 31)]
+    with pytest.raises(TrainingError, match="validation, an image of 20 x 31 pixels: .* pass size_multiple"):
+        fit(SegAwareWrapper(Folding(), ()), images(), SMALL, tmp_path, validation=held_out, progress=False)
+    assert checkpoint.latest(tmp_path) is None and not (tmp_path / "log.jsonl").exists()
+    assert fit(SegAwareWrapper(Folding(), (), size_multiple=2), images(), SMALL, tmp_path, validation=held_out, progress=False).psnr
+
+
 def test_what_is_validated_is_what_is_written(tmp_path):
     recipe = dataclasses.replace(SMALL, ema=0.9, learning_rate=1e-2, schedule="constant", fixed_norm_steps=3)
     net = small_net()
