@@ -67,7 +67,7 @@ def advise(error: Exception, repo: str, revision: str | None = None, *, writing:
         if isinstance(status, int) and status >= 400 and writing:
             return f"the Hub refused the upload ({status}): {_first_line(cause)}"
     if any(isinstance(cause, hub.OfflineModeIsEnabled) for cause in chain) or "outgoing traffic has been disabled" in str(error):
-        return "not in the cache, and offline: fetch it once with the network on (unset HF_HUB_OFFLINE, no local_files_only)"
+        return "no such folder here, not in the cache, and offline: fetch it once with the network on (unset HF_HUB_OFFLINE, no local_files_only)"
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left on the disk of the cache{_place(cause)}: free some, or pass another cache_dir= (or set HF_HOME)"
@@ -76,7 +76,7 @@ def advise(error: Exception, repo: str, revision: str | None = None, *, writing:
     last = chain[-1]
     if isinstance(last, hub.FileMetadataError):
         return f"the server is no Hugging Face Hub ({_first_line(last)}); check HF_ENDPOINT and proxies"
-    doing = "the upload" if writing else "the download"
+    doing = "the upload" if writing else "no such folder here, and the download"
     hint = "try again" if writing else f"try again; {_CACHED}"
     return f"{doing} did not come through ({type(last).__name__}: {_first_line(last)}); {hint}"
 

@@ -396,7 +396,7 @@ def test_denoise_by_repository(hub, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert CliRunner().invoke(main, [*arguments, pinned, "--overwrite"]).exit_code == 0
     away = CliRunner().invoke(main, [*arguments, "someone/else", "--overwrite"])
-    assert away.exit_code == 2 and "someone/else: not in the cache, and offline" in away.stderr and "Traceback" not in away.output
+    assert away.exit_code == 2 and "someone/else: no such folder here, not in the cache, and offline" in away.stderr and "Traceback" not in away.output
     assert hub.log == []
 
 
