@@ -108,6 +108,25 @@ def test_a_stopped_run_equals_one_that_never_stopped(tmp_path, optimizer, precis
     assert log(tmp_path / "whole") == log(tmp_path / "cut")
 
 
+def test_workers_read_the_same_patches_before_and_after_a_stop(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(SMALL, optimizer="muon")
+    whole = fit(SegAwareWrapper(small_net(), ()), images(), recipe, tmp_path / "whole", progress=False)
+
+    def stopping(self, *args, calls=[], forward=SegAwareWrapper.forward, **options):  # noqa: B006
+        calls.append(None)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return forward(self, *args, **options)
+
+    shared = dataclasses.replace(recipe, workers=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SegAwareWrapper, "forward", stopping)
+        fit(SegAwareWrapper(small_net(), ()), images(), shared, tmp_path / "cut", progress=False)
+    assert checkpoint.latest(tmp_path / "cut").name == "checkpoint-5"
+    cut = fit(SegAwareWrapper(small_net(), ()), images(), shared, tmp_path / "cut", progress=False)
+    assert cut.step == 12 and same(weights(whole.model), weights(cut.model))
+
+
 SCRIPT = """
 import sys, torch
 sys.path[:0] = {path!r}
