@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segaware.errors import ModelError, TrainingError
+from segaware.errors import SegawareError, TrainingError
 from segaware.metrics import psnr
 from segaware.training.data import as_float, degrade
 from segaware.training.recipe import Recipe
@@ -38,7 +38,7 @@ class Validation:
                 sizes.add(clean.shape)
                 try:
                     self.wrapper(clean.to(memory_format=self.format), 0.1 if self.wrapper.takes_sigma else None)
-                except ModelError as error:
+                except SegawareError as error:
                     raise TrainingError(f"validation, an image of {clean.shape[2]} x {clean.shape[3]} pixels: {error}") from error
 
     @torch.no_grad()
