@@ -21,7 +21,7 @@ from segaware.layers.sizes import crop, multiple_of
 __all__ = ["Call", "SigmaPort", "TakesSigma", "kind", "refuse_foreign"]
 
 _SIGMA_NAMES = ("sigma", "sigmas", "noise_level", "noise_levels", "noise_std", "noise_level_map", "noise_map")
-#: What torch says where a side does not divide, or is less than a kernel.
+#: What torch (and einops, of an axis) says where a side does not divide, or is less than a kernel.
 _SIZE_TROUBLE = ("Sizes of tensors must match", "must match the size of tensor", "Kernel size can't be greater",
                  "not divisible by", "can't divide axis", "is invalid for input of size", "Padding size should be less")  # fmt: skip
 _SIGMA_FORMS = ("auto", "argument", "vector", "scalar", "map")

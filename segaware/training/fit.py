@@ -100,9 +100,10 @@ def fit(
             has that); None makes one.
 
     Raises:
-        TrainingError: accelerate is missing, no images or unreadable ones, another recipe or
-            setting than that of the checkpoint, a loss or gradient that is not finite (with step
-            and term), a folder that cannot be written.
+        TrainingError: accelerate is missing, no images or unreadable ones, a size among the held-out
+            images that the network cannot take, another recipe or setting than that of the
+            checkpoint, a loss or gradient that is not finite (with step and term), a folder that
+            cannot be written.
     """
     run = _Run(wrapper, data, recipe, Path(out), validation, resume, accelerator)
     devices = [run.device] if run.device.type == "cuda" else []

@@ -67,6 +67,8 @@ def advise(error: Exception, repo: str, revision: str | None = None, *, writing:
         if isinstance(status, int) and status >= 400 and writing:
             return f"the Hub refused the upload ({status}): {_first_line(cause)}"
     if any(isinstance(cause, hub.OfflineModeIsEnabled) for cause in chain) or "outgoing traffic has been disabled" in str(error):
+        if writing:
+            return "offline, so nothing was sent: unset HF_HUB_OFFLINE and push again"
         return "no such folder here, not in the cache, and offline: fetch it once with the network on (unset HF_HUB_OFFLINE, no local_files_only)"
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):

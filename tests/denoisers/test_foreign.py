@@ -214,7 +214,12 @@ class Mirrored(Conv):
         return super().forward(F.pad(image, (8, 8, 8, 8), mode="reflect"))[..., 8:-8, 8:-8]
 
 
-@pytest.mark.parametrize("net", [nn.PixelUnshuffle(2), Windows(), Mirrored()], ids=["folds", "windows", "mirrors"])
+class Einops(Conv):
+    def forward(self, image):
+        raise RuntimeError("Error while processing rearrange-reduction pattern.\n Shape mismatch, can't divide axis of length 7 in chunks of 2")
+
+
+@pytest.mark.parametrize("net", [nn.PixelUnshuffle(2), Windows(), Mirrored(), Einops()], ids=["folds", "windows", "mirrors", "einops"])
 def test_what_a_network_says_of_sizes_gets_the_repair(net):
     with pytest.raises(ModelError, match=r"shape \(1, 3, 7, 7\); if its sides must be multiples .* pass size_multiple to the wrapper"):
         plain(net)(torch.rand(1, 3, 7, 7))

@@ -439,6 +439,13 @@ def test_push_leaves_a_card_that_is_there(hub):
     assert pushed["README.md"] == b"my own words" and "model.safetensors" in pushed
 
 
+def test_push_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="me/mine: offline, so nothing was sent: unset HF_HUB_OFFLINE"):
+        DnCNN(depth=3, width=4).push_to_hub("me/mine", token="hf_write")
+    assert hub.log == []
+
+
 def test_push_without_the_right(hub):
     hub.fault = "read only"
     with pytest.raises(WeightsError, match=r"may not write there \(403\)"):
